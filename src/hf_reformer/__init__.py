@@ -1,7 +1,32 @@
 """The Reformer as a Hugging Face model package."""
 
+from .auto import register
+from .configuration_reformer import ReformerConfig
+from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .modeling_reformer import (
+    ReformerForCausalLM,
+    ReformerForMaskedLM,
+    ReformerModel,
+    ReformerModelWithLMHead,
+    ReformerPreTrainedModel,
+)
 from .tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
 __version__ = "0.1.0"
 
-__all__ = ["ReformerByteTokenizer", "ReformerTokenizer", "__version__"]
+register()
+
+__all__ = [
+    "ReformerByteTokenizer",
+    "ReformerConfig",
+    "ReformerForCausalLM",
+    "ReformerForMaskedLM",
+    "ReformerForQuestionAnswering",
+    "ReformerForSequenceClassification",
+    "ReformerForTokenClassification",
+    "ReformerModel",
+    "ReformerModelWithLMHead",
+    "ReformerPreTrainedModel",
+    "ReformerTokenizer",
+    "__version__",
+]

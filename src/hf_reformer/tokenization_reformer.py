@@ -53,7 +53,7 @@ class ReformerByteTokenizer(TokenizersBackend):
         ValueError: on text with a lone surrogate, which has no UTF-8 form.
     """
 
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers declares it without ClassVar)
+    model_input_names = ["input_ids", "attention_mask"]
     model = BPE
 
     def __init__(self, pad_token: str = "<pad>", eos_token: str = "</s>", split_special_tokens: bool = True, **kwargs):

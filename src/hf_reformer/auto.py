@@ -1,0 +1,42 @@
+"""Registers the classes over model type `reformer`, so that transformers' Auto classes and pipelines give ours."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from .configuration_reformer import ReformerConfig
+from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
+from .tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
+
+# every Auto class in which transformers lists its own Reformer must be here: one left out would silently build that one
+MODELS = {
+    AutoModel: ReformerModel,
+    AutoModelForTextEncoding: ReformerModel,
+    AutoModelForCausalLM: ReformerModelWithLMHead,
+    AutoModelForMaskedLM: ReformerForMaskedLM,
+    AutoModelForSequenceClassification: ReformerForSequenceClassification,
+    AutoModelForTokenClassification: ReformerForTokenClassification,
+    AutoModelForQuestionAnswering: ReformerForQuestionAnswering,
+}
+
+
+def register():
+    """Called on import; again it changes nothing."""
+    AutoConfig.register("reformer", ReformerConfig, exist_ok=True)
+    for auto_class, model_class in MODELS.items():
+        auto_class.register(ReformerConfig, model_class, exist_ok=True)
+    AutoTokenizer.register(
+        ReformerConfig,
+        tokenizer_class=ReformerTokenizer,  # of repositories with a SentencePiece model
+        fast_tokenizer_class=ReformerByteTokenizer,
+        exist_ok=True,
+    )

@@ -1,0 +1,59 @@
+"""The feed-forward half of a layer, some tokens at a time (paper eq. 10). Shapes: B batch, L length."""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.activations import ACT2FN
+
+AUTOMATIC_ELEMENTS = 2**22  # inner activations of one chunk where the configuration leaves its size open (16 MiB)
+
+
+class ReformerFeedForwardDense(nn.Module):
+    """hidden -> inner: dense, dropout, activation (in this order, as Trax does)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.feed_forward_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states):
+        return self.activation(self.dropout(self.dense(hidden_states)))
+
+
+class ReformerFeedForwardOutput(nn.Module):
+    """inner -> hidden: dense, dropout."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.feed_forward_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states):
+        return self.dropout(self.dense(hidden_states))
+
+
+class ReformerFeedForward(nn.Module):
+    """Layer norm, dense, activation, dense: (B, L, hidden) -> (B, L, hidden), the same whatever the chunk size."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.chunk_size = config.chunk_size_feed_forward
+        self.inner_size = config.feed_forward_size
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = ReformerFeedForwardDense(config)
+        self.output = ReformerFeedForwardOutput(config)
+
+    def chunk_length(self, batch_size):
+        """Tokens of each sequence that are worked on at a time."""
+        return self.chunk_size or max(1, AUTOMATIC_ELEMENTS // (batch_size * self.inner_size))
+
+    def forward(self, hidden_states):
+        chunks = hidden_states.split(self.chunk_length(len(hidden_states)), dim=1)
+        keep = not torch.is_grad_enabled() or self.chunk_size == 0
+        outputs = [self._chunk(x) if keep else checkpoint(self._chunk, x, use_reentrant=False) for x in chunks]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def _chunk(self, hidden_states):
+        hidden_states = hidden_states.to(self.layer_norm.weight.dtype)
+        return self.output(self.dense(self.layer_norm(hidden_states)))

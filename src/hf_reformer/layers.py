@@ -1,0 +1,122 @@
+"""Embeddings, layers and their stack, in the names of transformers' checkpoints. Shapes: B batch, L length."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .attention import ATTENTION_CLASSES, SelfAttentionOutput
+from .feed_forward import ReformerFeedForward
+from .positions import AxialPositionEmbeddings, PositionEmbeddings
+from .reversible import Tape, anchor, reversible_layer
+
+
+class ReformerEmbeddings(nn.Module):
+    """Word and position embeddings, added, each with its own dropout: (B, L) -> (B, L, hidden)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        positions = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
+        self.position_embeddings = positions(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids, position_ids, inputs_embeds=None):
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        return self.dropout(inputs_embeds) + self.position_embeddings(position_ids)
+
+
+class ReformerSelfOutput(nn.Module):
+    """Heads (B, L, H * D) -> (B, L, hidden), without bias."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states):
+        return self.dropout(self.dense(hidden_states))
+
+
+class ReformerAttention(nn.Module):
+    """Layer norm, self-attention, output projection: F of the reversible layer."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = ATTENTION_CLASSES[config.attn_layers[layer_idx]](config, layer_idx)
+        self.output = ReformerSelfOutput(config)
+
+    def forward(self, hidden_states, **arguments):
+        hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
+        attended = self.self_attention(hidden_states, **arguments)
+        return SelfAttentionOutput(self.output(attended.hidden_states), *attended[1:])
+
+
+class ReformerLayer(nn.Module):
+    """y1 = x1 + attention(x2), y2 = x2 + feed_forward(y1) (paper eq. 9)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.reversible = config.reversible
+        self.num_hashes = config.num_hashes
+        self.bottom = layer_idx == 0
+        self.attention = ReformerAttention(config, layer_idx)
+        self.feed_forward = ReformerFeedForward(config)
+
+    def forward(self, x1, x2, real_tokens=None, num_hashes=None, output_attentions=False, tape=None):
+        """(B, L, hidden) twice -> the same twice, and the attention probabilities or None.
+
+        With a `tape` nothing is kept for backward (`config.reversible`).
+        """
+        num_hashes = self.num_hashes if num_hashes is None else num_hashes
+        rotations = self.attention.self_attention.sample_rotations(num_hashes, x2.device, x2.dtype)
+        arguments = {"real_tokens": real_tokens, "rotations": rotations, "output_attentions": output_attentions}
+        if tape is not None:
+            return reversible_layer(tape, self.attention, self.feed_forward, x1, x2, bottom=self.bottom, **arguments)
+        attended = self.attention(x2, **arguments)
+        y1 = x1 + attended.hidden_states
+        return y1, x2 + self.feed_forward(y1), attended.attentions
+
+
+class EncoderOutput(NamedTuple):
+    last_hidden_state: torch.Tensor  # (B, L, 2 * hidden)
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
+
+
+class ReformerEncoder(nn.Module):
+    """The stack of layers over two streams that start equal, then a layer norm over both side by side."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.reversible = config.reversible
+        self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
+        self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, **arguments):
+        y1 = y2 = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        tape = Tape() if self.reversible and torch.is_grad_enabled() else None
+        all_hidden_states, attentions = [y2], []
+        for layer in self.layers:
+            y1, y2, probabilities = self._run(
+                layer, y1, y2, tape=tape, output_attentions=output_attentions, **arguments
+            )
+            if tape is not None and (output_hidden_states or layer is self.layers[-1]):
+                y1, y2 = anchor(tape, y1, y2)
+            all_hidden_states += [y2] if output_hidden_states else []
+            attentions.append(probabilities)
+        hidden_states = torch.cat([y1, y2], dim=-1).to(self.layer_norm.weight.dtype)
+        return EncoderOutput(
+            self.dropout(self.layer_norm(hidden_states)),
+            tuple(all_hidden_states) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
+
+    def _run(self, layer, *streams, **arguments):
+        if self.gradient_checkpointing and self.training and not self.reversible:
+            return self._gradient_checkpointing_func(layer.__call__, *streams, **arguments)
+        return layer(*streams, **arguments)

@@ -1,0 +1,77 @@
+"""Losses of the heads, each with its formula in one place. Shapes: B batch, L length, V vocabulary."""
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+
+
+def next_token_labels(labels):
+    """(B, L) -> (B, L): the label of position t is token t + 1; the last position has none."""
+    return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+
+
+def token_cross_entropy(logits, labels, num_items_in_batch=None, ignore_index=IGNORED):
+    """Sum of -log softmax(logits)[label] over the labels that are not ignored, by `num_items_in_batch` or their number.
+
+    Args:
+        logits: (..., V); half precision is raised to float32.
+        labels: (...), int64.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits.device)
+    total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction="sum")
+    return _per_item(total, labels, num_items_in_batch, ignore_index)
+
+
+def chunked_token_cross_entropy(head, hidden_states, labels, chunk, num_items_in_batch=None, ignore_index=IGNORED):
+    """`token_cross_entropy(head(hidden_states), labels)`, `chunk` tokens at a time in forward and backward.
+
+    The logits (B, chunk, V) of a chunk are made again in backward, so they never exist all at once (paper section 4:
+    "we also chunk the log-probabilities at the output").
+    """
+
+    def chunk_loss(hidden_part, labels_part):
+        return token_cross_entropy(head(hidden_part), labels_part, num_items_in_batch=1, ignore_index=ignore_index)
+
+    labels = labels.to(hidden_states.device)
+    parts = zip(hidden_states.split(chunk, dim=1), labels.split(chunk, dim=1), strict=True)
+    total = sum(checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts)
+    return _per_item(total, labels, num_items_in_batch, ignore_index)
+
+
+def _per_item(total, labels, num_items_in_batch, ignore_index):
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != ignore_index).sum()
+    elif torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def sequence_loss(logits, labels, problem_type):
+    """Loss of a sequence classifier: mean squared error, cross entropy or binary cross entropy by `problem_type`.
+
+    Without one, as in transformers: one label is a regression, integer labels are classes, others are multi-label.
+    """
+    labels = labels.to(logits.device)
+    integers = labels.dtype in (torch.int32, torch.int64)
+    if problem_type is None:
+        problem_type = "multi_label_classification" if not integers else "single_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else problem_type
+    if problem_type == "regression":
+        logits = logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+        return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels.view(-1))
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+def span_loss(start_logits, end_logits, start_positions, end_positions):
+    """Mean of the cross entropies of a span's start and end, (B, L) and (B) each; positions beyond L are ignored."""
+    length = start_logits.shape[1]
+    losses = []
+    for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+        positions = positions.to(logits.device).view(-1).clamp(0, length)
+        losses.append(F.cross_entropy(logits, positions, ignore_index=length))
+    return (losses[0] + losses[1]) / 2

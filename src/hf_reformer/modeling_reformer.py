@@ -1,0 +1,302 @@
+"""The Reformer and its heads as transformers models. Shapes: B batch, L length, V vocabulary, 2 * hidden: both streams."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
+from .inputs import check_inputs, check_labels, check_position_ids
+from .layers import ReformerEmbeddings, ReformerEncoder
+from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
+from .positions import AxialPositionEmbeddings
+
+
+@dataclass
+class ReformerModelOutput(ModelOutput):
+    """What `ReformerModel` returns.
+
+    last_hidden_state: (B, L, 2 * hidden), both streams side by side after the layer norm.
+    past_key_values: the cache, or None.
+    hidden_states, attentions: on request; see `ReformerModel.forward`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: object | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class ReformerPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation for all Reformer models."""
+
+    config: ReformerConfig
+    base_model_prefix = "reformer"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ReformerLayer"]
+    _skip_keys_device_placement = ["past_key_values", "past_buckets_states"]
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
+    _supports_context_parallel = False
+
+    def __init__(self, config, *args, **kwargs):
+        if hasattr(config, "validate_reformer"):
+            config.validate_reformer()
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Normal with `initializer_range`, axial positions with `axial_norm_std`; biases 0, norms 1."""
+        super()._init_weights(module)
+        if isinstance(module, AxialPositionEmbeddings):
+            self._init_weights(module.weights)
+        elif isinstance(module, nn.ParameterList):
+            for weight in module:
+                init.normal_(weight, std=self.config.axial_norm_std)
+        elif isinstance(module, ReformerOnlyLMHead):
+            init.zeros_(module.bias)
+
+
+class ReformerModel(ReformerPreTrainedModel):
+    """The Reformer without a head."""
+
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        self.embeddings = ReformerEmbeddings(config)
+        self.encoder = ReformerEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        num_hashes: int | None = None,
+        past_key_values=None,
+        past_buckets_states=None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> ReformerModelOutput:
+        """Both streams after the last layer.
+
+        Args:
+            input_ids: (B, L) token ids; or `inputs_embeds`: (B, L, hidden). Any L from 1 to `config.maximum_length`.
+            attention_mask: (B, L), 1 for tokens, 0 for padding (on either side), or None.
+            position_ids: (B, L) or (1, L), below `config.maximum_length`. Default: 0, 1, 2, ...; padding is not counted
+                where no layer is of a published type.
+            num_hashes: rounds of hashing, instead of `config.num_hashes`.
+            output_hidden_states: hand out the second stream below, between and above the layers, (B, L, hidden) each.
+            output_attentions: hand out the probabilities, without gradient: (B, H, chunks of all rounds, chunk length,
+                window) or, of layers that do not chunk, (B, H, L, L).
+
+        Raises:
+            ValueError: for inputs of a wrong shape or range.
+        """
+        config = self.config
+        check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes)
+        if past_key_values is not None or past_buckets_states is not None:
+            raise ValueError("`past_key_values` must be None: cached decoding is not implemented yet.")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        real_tokens = self._real_tokens(attention_mask)
+        if position_ids is None:
+            position_ids = self._default_positions(tokens, real_tokens)
+        else:
+            position_ids = check_position_ids(config, position_ids, tokens.shape[:2])
+        encoded = self.encoder(
+            self.embeddings(input_ids, position_ids, inputs_embeds),
+            real_tokens=real_tokens,
+            num_hashes=num_hashes,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+        )
+        return ReformerModelOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    @staticmethod
+    def _real_tokens(attention_mask):
+        """(B, L) bool, or None where nothing is padding, which is faster."""
+        if attention_mask is None:
+            return None
+        real_tokens = attention_mask.to(torch.bool)
+        if not torch.compiler.is_compiling() and bool(real_tokens.all()):
+            return None
+        return real_tokens
+
+    def _default_positions(self, tokens, real_tokens):
+        if real_tokens is None or self.config.uses(*PUBLISHED_LAYERS):
+            return torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return (real_tokens.long().cumsum(1) - 1).clamp(min=0)
+
+
+class ReformerOnlyLMHead(nn.Module):
+    """(B, L, 2 * hidden) -> logits (B, L, V), with a bias."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.chunk_size = config.chunk_size_lm_head
+        self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states):
+        return self.decoder(hidden_states) + self.bias
+
+
+class _LanguageModel(ReformerPreTrainedModel):
+    """What the two language models share: the head, and the loss over it."""
+
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        self.reformer = ReformerModel(config)
+        self.lm_head = ReformerOnlyLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        """Replaces the decoder; the bias keeps its values and grows (with zeros) or shrinks with it."""
+        bias = self.lm_head.bias
+        missing = new_embeddings.weight.shape[0] - bias.shape[0]
+        if missing != 0:
+            bias = nn.Parameter(nn.functional.pad(bias.detach(), (0, missing)), requires_grad=bias.requires_grad)
+        self.lm_head.decoder, self.lm_head.bias = new_embeddings, bias
+
+    def _loss_and_logits(self, hidden_states, labels, num_items_in_batch):
+        chunk = self.config.chunk_size_lm_head
+        if labels is not None and self.training and chunk > 0:
+            loss = chunked_token_cross_entropy(self.lm_head, hidden_states, labels, chunk, num_items_in_batch)
+            return loss, None
+        parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
+        logits = torch.cat([self.lm_head(part) for part in parts], dim=1) if len(parts) > 1 else self.lm_head(parts[0])
+        loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
+        return loss, logits
+
+
+class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
+    """The causal language model (`config.is_decoder` must be true): position t predicts token t + 1."""
+
+    def __init__(self, config: ReformerConfig):
+        if not config.is_decoder:
+            raise ValueError("`config.is_decoder` is False, but must be True for a causal language model.")
+        for prefix, kind in (("local", "local"), ("lsh", "lsh")):
+            after = getattr(config, f"{prefix}_num_chunks_after")
+            if config.uses(kind) and after != 0:
+                raise ValueError(f"`{prefix}_num_chunks_after` is {after}, but must be 0 for a causal language model.")
+        super().__init__(config)
+        self.loss_type = "ForCausalLM"  # not to be guessed from the class's name; `Trainer` reads it
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        num_hashes: int | None = None,
+        past_key_values=None,
+        past_buckets_states=None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) the mean cross entropy of the next token.
+
+        Args:
+            logits_to_keep: only the last so many positions, or these; the loss needs all of them.
+            num_items_in_batch: divides the summed loss, instead of the number of labels (gradient accumulation).
+            shift_labels: labels that are shifted already.
+        """
+        check_labels("labels", labels, input_ids, inputs_embeds)
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            past_key_values=past_key_values,
+            past_buckets_states=past_buckets_states,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        if labels is not None and shift_labels is None:
+            shift_labels = next_token_labels(labels)
+        hidden_states = outputs.last_hidden_state
+        if shift_labels is None:
+            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+        loss, logits = self._loss_and_logits(hidden_states, shift_labels, num_items_in_batch)
+        if shift_labels is not None and logits is not None:
+            logits = slice_logits_to_keep(logits, logits_to_keep)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+ReformerForCausalLM = ReformerModelWithLMHead
+
+
+class ReformerForMaskedLM(_LanguageModel):
+    """The masked language model (`config.is_decoder` must be false)."""
+
+    def __init__(self, config: ReformerConfig):
+        if config.is_decoder:
+            raise ValueError("`config.is_decoder` is True, but must be False for a masked language model.")
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        num_hashes: int | None = None,
+        labels: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
+        check_labels("labels", labels, input_ids, inputs_embeds)
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        loss, logits = self._loss_and_logits(outputs.last_hidden_state, labels, num_items_in_batch)
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)

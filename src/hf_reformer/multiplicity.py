@@ -1,0 +1,90 @@
+"""How often a query meets the same key, over the rounds and inside one window: used where that must not count, or is felt.
+
+Shapes as in `layout.py`.
+"""
+
+import torch
+
+SELF_MASK = -1e5  # the score that Trax and transformers give a token with itself
+
+
+def log_counts(layout, block):
+    r"""\(\log N_{ij}\) of the paper's correction (appendix A, eq. 13-16), (n * G, M, W).
+
+    N_ij is the number of times that key j stands in a window of query i, over all rounds; 1 where it never does.
+    """
+    tokens = layout.take(layout.as_rings(layout.tokens.to(torch.int64)), block)
+    heads = torch.arange(block.ring, block.ring_end, device=layout.device) % layout.heads_in_batch
+
+    def of_queries(per_token):
+        return layout.middle(per_token[heads].gather(1, tokens)).reshape(-1, layout.chunk_length, 1)
+
+    def of_keys(per_token):
+        return layout.windows(per_token[heads].gather(1, tokens))[:, None, :]
+
+    count = _strict_counts if layout.strict else _ring_counts
+    return count(layout, of_queries, of_keys).clamp_(min=1).log_()
+
+
+def _strict_counts(layout, of_queries, of_keys):
+    slots = _slot_of_token(layout)
+    first, last = (b.expand(slots.shape).to(torch.int64).gather(2, slots) for b in layout.bounds)
+    total = 0
+    for r in range(layout.rounds):
+        step = of_keys(slots[r]) - of_queries(slots[r])
+        left = torch.maximum(of_queries(first[r] - slots[r]), torch.tensor(-layout.reach_before))
+        right = torch.minimum(of_queries(last[r] - slots[r]), torch.tensor(layout.reach_after))
+        total = total + ((step >= left) & (step <= right)).to(torch.float32)
+    return total
+
+
+def _ring_counts(layout, of_queries, of_keys):
+    chunks = _ring_chunk_of_token(layout)
+    ring = layout.rounds * layout.chunks_per_round
+    total = 0
+    for query_chunk in chunks:
+        for key_chunk in chunks:
+            step = of_keys(key_chunk) - of_queries(query_chunk)
+            for offset in range(-layout.before, layout.after + 1):
+                total = total + ((step - offset) % ring == 0).to(torch.float32)
+    return total
+
+
+def _slot_of_token(layout):
+    """(R, B * H, L) int64: the inverse of `layout.tokens`."""
+    tokens = layout.tokens.to(torch.int64)
+    slots = torch.arange(layout.length, device=layout.device).expand_as(tokens)
+    return torch.empty_like(tokens).scatter_(2, tokens, slots)
+
+
+def _ring_chunk_of_token(layout):
+    chunk = torch.div(_slot_of_token(layout), layout.chunk_length, rounding_mode="floor")
+    return chunk + layout.chunks_per_round * torch.arange(layout.rounds, device=layout.device)[:, None, None]
+
+
+def self_weight(layout, dtype):
+    """Weight of a token's own value where it sees nothing else: 1, or in float32 `"lsh"` what the originals get.
+
+    They score a token with itself at -1e5, where float32 numbers are 2^-7 apart: if it stands m times in its windows, the
+    probabilities add up to 1, 0.99784, 0.99705, ... for m = 1, 2, 3, ... That is part of the published numbers.
+
+    Returns:
+        1, or (B * L * H, 1).
+    """
+    once = layout.rounds == 1 and layout.chunks_per_round >= layout.window_chunks
+    if (
+        not layout.exclude_self
+        or layout.strict
+        or dtype != torch.float32
+        or once
+        or layout.order is None
+        or layout.correct_duplicates
+    ):
+        return 1
+    chunks, ring = _ring_chunk_of_token(layout), layout.rounds * layout.chunks_per_round
+    offsets = range(-layout.before, layout.after + 1)
+    met = torch.stack([sum(((r + o - other) % ring == 0) for other in chunks for o in offsets) for r in chunks])
+    per_round = SELF_MASK + met.to(dtype).log()
+    merged = torch.logsumexp(per_round, 0)
+    weight = (met * (SELF_MASK - per_round).exp() * (per_round - merged).exp()).sum(0)
+    return weight.view(layout.batch, layout.heads, -1).transpose(1, 2).reshape(-1, 1)

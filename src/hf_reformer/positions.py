@@ -1,0 +1,53 @@
+"""Position embeddings: learned, one vector per position, or axial (paper appendix; Trax `AxialPositionalEncoding`)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class PositionEmbeddings(nn.Module):
+    """A learned vector per position: (B, L) int64 -> (B, L, hidden)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, position_ids):
+        return self.dropout(self.embedding(position_ids))
+
+
+class AxialPositionEmbeddings(nn.Module):
+    """Positions as points of a grid of any number of axes: the vectors of a point's coordinates, side by side.
+
+    The grid is filled in row-major order, so position p has the coordinate p // (product of the later axes) % axis size.
+    (B, L) int64 -> (B, L, hidden); any length up to the product of `axial_pos_shape`, in training too. Weights are
+    (1, ..., axis size, ..., 1, axis dim), as in transformers.
+
+    Dropout differs from transformers: whole features, the same for all positions of an example, as in Trax.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.shape = tuple(config.axial_pos_shape)
+        self.dropout = config.hidden_dropout_prob
+        axes = len(self.shape)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(*(size if i == axis else 1 for i in range(axes)), dim))
+            for axis, (size, dim) in enumerate(zip(self.shape, config.axial_pos_embds_dim, strict=True))
+        )
+
+    def forward(self, position_ids):
+        parts = []
+        for axis, weight in enumerate(self.weights):
+            inner = math.prod(self.shape[axis + 1 :])
+            coordinate = torch.div(position_ids, inner, rounding_mode="floor") % self.shape[axis]
+            parts.append(F.embedding(coordinate, weight.flatten(0, -2)))
+        embeddings = torch.cat(parts, dim=-1)
+        if self.training and self.dropout > 0:
+            embeddings = embeddings * F.dropout(
+                embeddings.new_ones(len(embeddings), 1, embeddings.shape[-1]), self.dropout
+            )
+        return embeddings
