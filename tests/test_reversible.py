@@ -1,0 +1,461 @@
+"""Reversible layers equal the same layers under ordinary autograd: every named gradient, in everything people do.
+
+float64, relative tolerance 1e-10, dropout on (the same seed before each forward), all six layer types in one model.
+"""
+
+import math
+
+import peft
+import pytest
+import torch
+from helpers import DROPOUT, assert_close, assert_same_tensors, build, cotangent, gradients, tiny_config, tokens
+
+import hf_reformer
+
+TOLERANCE = 1e-10
+LAYERS = ["local", "strict_lsh", "full", "lsh", "strict_local", "full_shared_qk"]
+LENGTH = 61  # no multiple of any chunk length
+
+
+def pair(**changes):
+    """The reversible model and the ordinary one, with the same weights, in training mode."""
+    settings = {"attn_layers": LAYERS, **DROPOUT, **changes}
+    return [build(tiny_config(reversible=reversible, **settings)).train() for reversible in (True, False)]
+
+
+def logits_of(model, seed=0, draw=11, **inputs):
+    """Logits with all randomness (dropout, rotations) from one seed."""
+    if "inputs_embeds" not in inputs:
+        inputs["input_ids"] = tokens(model.config, 2, LENGTH, seed=seed)
+    torch.manual_seed(draw)
+    return model(**inputs).logits
+
+
+def objective(logits, seed=0):
+    return (logits * cotangent(logits, seed=seed)).sum()
+
+
+def assert_pairs_agree(results):
+    reversible, ordinary = results
+    assert len(reversible) > 0
+    assert_same_tensors(reversible, ordinary, TOLERANCE)
+
+
+def hole():
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[0, 5:17] = 0
+    mask[1, 40:] = 0
+    return mask
+
+
+def test_the_two_models_take_different_paths_through_autograd():
+    """Else all comparisons in this module would be of a thing with itself."""
+
+    def nodes(tensor):
+        found, queue = set(), [tensor.grad_fn]
+        while queue:
+            node = queue.pop()
+            if node is not None and node not in found:
+                found.add(node)
+                queue.extend(parent for parent, _ in node.next_functions)
+        return len(found)
+
+    reversible, ordinary = pair()
+    assert nodes(logits_of(reversible)) < nodes(logits_of(ordinary)) / 2
+
+
+@pytest.mark.parametrize("layers", [[kind] * 3 for kind in LAYERS] + [LAYERS], ids=lambda layers: "+".join(set(layers)))
+@pytest.mark.parametrize("is_decoder", [True, False], ids=["causal", "bidirectional"])
+def test_logits_and_gradients(layers, is_decoder):
+    results = []
+    for model in pair(attn_layers=layers, is_decoder=is_decoder):
+        logits = logits_of(model)
+        objective(logits).backward()
+        results.append({"logits": logits.detach(), **gradients(model)})
+    assert_pairs_agree(results)
+
+
+def test_float32():
+    results = []
+    for model in pair():
+        objective(logits_of(model.float())).backward()
+        results.append(gradients(model))
+    assert_same_tensors(*results, 1e-5)
+
+
+def test_two_forwards_then_one_backward():
+    results = []
+    for model in pair():
+        first, second = logits_of(model, seed=1, draw=21), logits_of(model, seed=2, draw=22)
+        (objective(first, seed=3) + objective(second, seed=4)).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_two_forwards_then_two_backwards_in_the_same_order():
+    results = []
+    for model in pair():
+        first, second = logits_of(model, seed=1, draw=21), logits_of(model, seed=2, draw=22)
+        objective(first, seed=3).backward()
+        objective(second, seed=4).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_an_evaluation_between_forward_and_backward():
+    results = []
+    for model in pair():
+        loss = objective(logits_of(model))
+        with torch.no_grad():
+            logits_of(model.eval(), seed=5, num_hashes=1)
+        model.train()
+        loss.backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_accumulation_over_two_batches():
+    results = []
+    for model in pair():
+        for seed in (1, 2):
+            objective(logits_of(model, seed=seed, draw=seed), seed=seed).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_backward_twice_through_a_retained_graph():
+    results = []
+    for model in pair():
+        loss = objective(logits_of(model))
+        loss.backward(retain_graph=True)
+        once = gradients(model)
+        loss.backward()
+        assert_same_tensors({name: 2 * gradient for name, gradient in once.items()}, gradients(model), 1e-12)
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_evaluation_mode():
+    results = []
+    for model in pair():
+        objective(logits_of(model.eval())).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_attention_mask():
+    results = []
+    for model in pair():
+        logits = logits_of(model, attention_mask=hole())
+        (logits * cotangent(logits, hole())).sum().backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_number_of_hash_rounds_given_to_forward():
+    results = []
+    for model in pair():
+        objective(logits_of(model, num_hashes=3)).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_feed_forward_in_chunks():
+    results = []
+    for model in pair(chunk_size_feed_forward=7, hidden_dropout_prob=0.0):
+        objective(logits_of(model)).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_chunked_language_model_loss():
+    results = []
+    for model in pair(chunk_size_lm_head=7):
+        input_ids = tokens(model.config, 2, LENGTH)
+        torch.manual_seed(11)
+        loss = model(input_ids, labels=input_ids).loss
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    assert_pairs_agree(results)
+
+
+def test_frozen_embeddings():
+    results = []
+    for model in pair():
+        model.reformer.embeddings.requires_grad_(False)
+        objective(logits_of(model)).backward()
+        results.append(gradients(model))
+    assert not any("embeddings" in name for name in results[0])
+    assert len(results[0]) == sum("embeddings" not in name for name, _ in model.named_parameters())
+    assert_pairs_agree(results)
+
+
+def test_one_frozen_layer():
+    results = []
+    for model in pair():
+        model.reformer.encoder.layers[2].requires_grad_(False)
+        model.reformer.encoder.layers[3].feed_forward.requires_grad_(False)
+        objective(logits_of(model)).backward()
+        results.append(gradients(model))
+    assert not any("layers.2." in name or "layers.3.feed_forward" in name for name in results[0])
+    assert_pairs_agree(results)
+
+
+def test_everything_frozen_but_one_weight_of_the_first_layer():
+    results = []
+    for model in pair():
+        model.requires_grad_(False)
+        model.reformer.encoder.layers[0].attention.self_attention.query.weight.requires_grad_(True)
+        objective(logits_of(model)).backward()
+        results.append(gradients(model))
+    assert len(results[0]) == 1
+    assert_pairs_agree(results)
+
+
+@pytest.mark.parametrize("targets", [["query_key", "query", "key", "value"], "all-linear"], ids=str)
+def test_lora(targets):
+    results = []
+    for model in pair():
+        adapters = peft.LoraConfig(r=2, target_modules=targets, lora_dropout=0.1, init_lora_weights=False)
+        torch.manual_seed(5)
+        adapted = peft.get_peft_model(model, adapters).double().train()
+        input_ids = tokens(model.config, 2, LENGTH)
+        torch.manual_seed(11)
+        objective(adapted(input_ids=input_ids).logits).backward()
+        results.append(gradients(adapted))
+    assert len(results[0]) > 0 and all("lora" in name for name in results[0])
+    assert all(gradient.abs().max() > 0 for gradient in results[0].values())
+    assert_pairs_agree(results)
+
+
+def test_torch_autograd_grad():
+    results = []
+    for model in pair():
+        named = dict(model.named_parameters())
+        found = torch.autograd.grad(objective(logits_of(model)), list(named.values()))
+        assert all(parameter.grad is None for parameter in named.values())
+        results.append(dict(zip(named, found, strict=True)))
+    assert_pairs_agree(results)
+
+
+def test_torch_autograd_grad_of_some_parameters():
+    results = []
+    for model in pair():
+        named = {name: p for name, p in model.named_parameters() if "layers.1." in name or "word_embeddings" in name}
+        found = torch.autograd.grad(objective(logits_of(model)), list(named.values()))
+        results.append(dict(zip(named, found, strict=True)))
+    assert_pairs_agree(results)
+
+
+def test_functional_call_with_other_values():
+    results = []
+    for model in pair():
+        generator = torch.Generator().manual_seed(9)
+        others = {
+            name: (p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)).requires_grad_()
+            for name, p in model.named_parameters()
+        }
+        input_ids = tokens(model.config, 2, LENGTH)
+        torch.manual_seed(11)
+        objective(torch.func.functional_call(model, others, (input_ids,)).logits).backward()
+        assert not gradients(model), "the model's own parameters took no part"
+        results.append({name: value.grad for name, value in others.items()})
+    assert_pairs_agree(results)
+
+
+def test_gradients_through_inputs_embeds():
+    results = []
+    for model in pair():
+        embeds = cotangent(torch.empty(2, LENGTH, model.config.hidden_size).double(), seed=6).requires_grad_()
+        objective(logits_of(model, inputs_embeds=embeds)).backward()
+        results.append({"embeds": embeds.grad, **gradients(model)})
+    assert_pairs_agree(results)
+
+
+def test_only_inputs_embeds_requires_a_gradient():
+    results = []
+    for model in pair():
+        model.requires_grad_(False)
+        embeds = cotangent(torch.empty(2, LENGTH, model.config.hidden_size).double(), seed=6).requires_grad_()
+        objective(logits_of(model, inputs_embeds=embeds)).backward()
+        results.append({"embeds": embeds.grad})
+    assert_pairs_agree(results)
+
+
+@pytest.mark.parametrize("index", [0, 1, 3, len(LAYERS)])
+def test_a_loss_on_one_hidden_state(index):
+    results = []
+    for model in pair():
+        torch.manual_seed(11)
+        states = model(tokens(model.config, 2, LENGTH), output_hidden_states=True).hidden_states
+        objective(states[index]).backward()
+        results.append({"state": states[index].detach(), **nonzero(gradients(model))})
+    assert (index == 0) == (not any("layers.0." in name for name in results[0]))
+    assert_pairs_agree(results)
+
+
+def nonzero(named):
+    return {name: gradient for name, gradient in named.items() if gradient.abs().max() > 0}
+
+
+def test_a_loss_on_all_hidden_states_and_the_logits():
+    results = []
+    for model in pair():
+        torch.manual_seed(11)
+        out = model(tokens(model.config, 2, LENGTH), output_hidden_states=True)
+        parts = [objective(tensor, seed=seed) for seed, tensor in enumerate((out.logits, *out.hidden_states))]
+        sum(parts).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_asking_for_attentions_changes_nothing():
+    results = []
+    for model in pair():
+        objective(logits_of(model, output_attentions=True)).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+    model.zero_grad()
+    objective(logits_of(model)).backward()
+    assert_same_tensors(results[0], gradients(model), TOLERANCE)
+
+
+@pytest.mark.parametrize("head", ["ReformerForSequenceClassification", "ReformerForTokenClassification"])
+def test_other_heads(head):
+    results = []
+    for reversible in (True, False):
+        config = tiny_config(LAYERS, is_decoder=False, reversible=reversible, num_labels=3, **DROPOUT)
+        model = build(config, getattr(hf_reformer, head)).train()
+        objective(logits_of(model)).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+@pytest.mark.parametrize("part", ["attention.self_attention.query_key", "feed_forward.output.dense"])
+def test_a_parameter_changed_in_place_between_forward_and_backward_raises(part):
+    model = pair()[0]
+    loss = objective(logits_of(model))
+    with torch.no_grad():
+        model.reformer.encoder.layers[1].get_submodule(part).weight.mul_(1.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_an_optimiser_step_between_forward_and_backward_raises():
+    model = pair()[0]
+    objective(logits_of(model)).backward()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = objective(logits_of(model))
+    optimiser.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_backward_a_second_time_without_retaining_the_graph_raises():
+    loss = objective(logits_of(pair()[0]))
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_backward_leaves_the_global_generator_as_it_was():
+    loss = objective(logits_of(pair()[0]))
+    before = torch.get_rng_state()
+    loss.backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+KEPT_LENGTH = 2000
+
+
+def bytes_kept_by_a_forward(num_layers, reversible):
+    """Bytes allocated and not freed again while a forward pass runs, its result included."""
+    config = tiny_config(
+        ["strict_local"] * num_layers, reversible=reversible, axial_pos_shape=[50, 40], max_position_embeddings=2000
+    )
+    model = build(config, dtype=torch.float32).train()
+    input_ids = tokens(config, 2, KEPT_LENGTH)
+    model(input_ids)  # whatever is made once only
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        out = model(input_ids)
+    assert out.logits.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+
+def test_memory_kept_for_backward_does_not_grow_with_depth():
+    """Per layer, less than a tenth of one stream of activations; ordinary autograd keeps more than four streams."""
+    stream = 2 * KEPT_LENGTH * 14 * 4
+    reversible, ordinary = (
+        (bytes_kept_by_a_forward(10, kept) - bytes_kept_by_a_forward(2, kept)) / 8 for kept in (True, False)
+    )
+    assert reversible < 0.1 * stream
+    assert ordinary > 4 * stream
+
+
+# --- bf16 autocast: both ways of differentiating make errors, and ours must not be the larger
+
+
+def bf16_error(num_layers, std, reversible, seed):
+    """Relative error of all gradients of the layers under bf16 autocast, against float32 with ordinary autograd."""
+    settings = {
+        "attn_layers": ["strict_local", "strict_lsh"] * (num_layers // 2),
+        "initializer_range": std,
+        "axial_norm_std": std,
+        "hidden_size": 48,
+        "axial_pos_embds_dim": [16, 32],
+        "feed_forward_size": 96,
+        "attention_head_size": 16,
+        "layer_norm_eps": 1e-6,
+        "hash_seed": 1,
+    }
+    exact = build(tiny_config(reversible=False, **settings), seed=seed, dtype=torch.float32).train()
+    model = build(tiny_config(reversible=reversible, **settings), seed=seed, dtype=torch.float32).train()
+    input_ids = tokens(model.config, 2, 96, seed=seed)
+    exact(input_ids, labels=input_ids).loss.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(input_ids, labels=input_ids).loss
+    loss.backward()
+    expected, actual = gradients(exact.reformer.encoder), gradients(model.reformer.encoder)
+    wrong = sum(float((actual[name] - gradient).square().sum()) for name, gradient in expected.items())
+    return math.sqrt(wrong / sum(float(gradient.square().sum()) for gradient in expected.values()))
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3], ids=["small weights", "large weights"])
+@pytest.mark.parametrize("num_layers", [2, 6, 12])
+def test_error_under_bf16_autocast(num_layers, std):
+    """Mean over four seeds, at most 1.2 times that of ordinary autograd under the same autocast."""
+    reversible, ordinary = (
+        sum(bf16_error(num_layers, std, kept, seed) for seed in range(4)) / 4 for kept in (True, False)
+    )
+    assert 0 < reversible <= 1.2 * ordinary
+
+
+def test_streams_stay_float32_under_autocast():
+    model = pair()[0].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(tokens(model.config, 2, LENGTH), output_hidden_states=True)
+    assert {state.dtype for state in out.hidden_states} == {torch.float32}
+
+
+def test_backward_replays_autocast():
+    """Backward called inside and outside of the autocast region gives the same gradients, bit for bit."""
+    results = []
+    for inside in (True, False):
+        model = pair()[0].float()
+        torch.manual_seed(11)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = objective(model(tokens(model.config, 2, LENGTH)).logits.float())
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        results.append(gradients(model))
+    assert_same_tensors(*results, 0.0)
+
+
+def test_no_graph_is_built_without_gradients():
+    model = pair()[0]
+    with torch.no_grad():
+        assert not logits_of(model).requires_grad
+    with torch.inference_mode():
+        assert_close(logits_of(model), logits_of(model), 0.0)
