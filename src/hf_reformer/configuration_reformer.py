@@ -47,7 +47,8 @@ class ReformerConfig(PreTrainedConfig):
 
     All other fields, and all defaults, are those of transformers' `ReformerConfig`; the best-known published checkpoint is
     [google/reformer-crime-and-punishment](https://huggingface.co/google/reformer-crime-and-punishment). Two defaults for
-    new models to look at: `eos_token_id=2` is byte 0x00 in the byte vocabulary (set it to `None`), `layer_norm_eps` is 1e-12 (Trax: 1e-6).
+    new models to look at: `eos_token_id=2` is byte 0x00 in the byte vocabulary (set it to `None`), and `layer_norm_eps` is
+    1e-12 (Trax: 1e-6).
 
     Raises:
         ValueError: for each value or combination that no model can be built from; it says what is allowed.

@@ -5,6 +5,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
+from .layer_norm import StreamLayerNorm
+
 AUTOMATIC_ELEMENTS = 2**22  # inner activations of one chunk where the configuration leaves its size open (16 MiB)
 
 
@@ -40,7 +42,7 @@ class ReformerFeedForward(nn.Module):
         super().__init__()
         self.chunk_size = config.chunk_size_feed_forward
         self.inner_size = config.feed_forward_size
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = ReformerFeedForwardDense(config)
         self.output = ReformerFeedForwardOutput(config)
 
@@ -55,5 +57,4 @@ class ReformerFeedForward(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def _chunk(self, hidden_states):
-        hidden_states = hidden_states.to(self.layer_norm.weight.dtype)
         return self.output(self.dense(self.layer_norm(hidden_states)))

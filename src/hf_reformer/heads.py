@@ -7,8 +7,8 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_reformer import ReformerConfig
-from .inputs import check_labels
-from .losses import sequence_loss, span_loss, token_cross_entropy
+from .inputs import check_labels, check_sequence_labels, check_spans
+from .losses import problem_type_of, sequence_loss, span_loss, token_cross_entropy
 from .modeling_reformer import ReformerModel, ReformerPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -77,7 +77,11 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
         rows = torch.arange(len(hidden_states), device=hidden_states.device)
         first = 0 if attention_mask is None else attention_mask.to(torch.int64).argmax(1).to(hidden_states.device)
         logits = self.classifier(hidden_states[rows, first])
-        loss = None if labels is None else sequence_loss(logits, labels, self.config.problem_type)
+        loss = None
+        if labels is not None:
+            problem_type = problem_type_of(self.config, labels)
+            check_sequence_labels(labels, len(logits), self.num_labels, problem_type == "single_label_classification")
+            loss = sequence_loss(logits, labels, problem_type)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -107,7 +111,6 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         **kwargs,
     ) -> TokenClassifierOutput:
         """Logits (B, L, labels), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
-        check_labels("labels", labels, input_ids, inputs_embeds)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -119,6 +122,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        check_labels("labels", labels, logits.shape[:2], self.num_labels, "`num_labels`")
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -154,9 +158,6 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """Start and end logits (B, L), and with both positions (B) the mean of the two cross entropies."""
-        if (start_positions is None) != (end_positions is None):
-            missing = "start_positions" if start_positions is None else "end_positions"
-            raise ValueError(f"`{missing}` is None, but must be given together with the other position.")
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -168,6 +169,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             return_dict=True,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        check_spans(start_positions, end_positions, len(start_logits))
         loss = None
         if start_positions is not None:
             loss = span_loss(start_logits, end_logits, start_positions, end_positions)

@@ -1,67 +1,112 @@
-"""Checks of what a forward is given: each raises one `ValueError` that names the argument, the value and what is allowed."""
+"""Checks of what a forward is given: one `ValueError` that names the argument, the value and what is allowed.
+
+Values are looked at on a CPU only: on a GPU that would make it wait in every batch, and there an index out of range stops
+the kernel that reads it.
+"""
 
 import torch
 
+from .losses import IGNORED
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes):
-    """Token ids (B, L) or embeddings (B, L, hidden), a mask (B, L), a number of hash rounds."""
+    """Token ids (B, L) or embeddings (B, L, hidden), a mask (B, L), a number of hash rounds. Returns (B, L)."""
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"Exactly one of `input_ids` and `inputs_embeds` must be given, not {given}.")
-    if input_ids is not None:
-        _check_ids(config, input_ids)
-    elif inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != config.hidden_size:
-        expected = f"(batch, length, {config.hidden_size})"
-        raise ValueError(f"`inputs_embeds` has the shape {tuple(inputs_embeds.shape)}, but must have {expected}.")
-    batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-    if batch < 1 or not 1 <= length <= config.maximum_length:
-        limit = (
-            "`axial_pos_shape` and `max_position_embeddings`" if config.axial_pos_embds else "`max_position_embeddings`"
-        )
+    name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    if inputs_embeds is None:
+        _check_integers(name, tokens)
+        _check_shape(name, tokens, tokens.dim() == 2, "(batch, length)")
+    else:
+        fits = tokens.dim() == 3 and tokens.shape[-1] == config.hidden_size
+        _check_shape(name, tokens, fits, f"(batch, length, {config.hidden_size})")
+    shape = tuple(tokens.shape[:2])
+    if shape[0] < 1 or not 1 <= shape[1] <= config.maximum_length:
+        limit = "`max_position_embeddings`" + (" and `axial_pos_shape`" if config.axial_pos_embds else "")
         raise ValueError(
-            f"The input is {batch} x {length} tokens, but must be at least one row of 1 to {config.maximum_length} "
-            f"tokens (the limit of {limit})."
+            f"`{name}` has {shape[0]} rows of {shape[1]} tokens, but must have at least one row of 1 to "
+            f"{config.maximum_length} tokens (from {limit})."
         )
-    if attention_mask is not None and tuple(attention_mask.shape) != (batch, length):
-        raise ValueError(
-            f"`attention_mask` has the shape {tuple(attention_mask.shape)}, but must have {(batch, length)}: 1 for "
-            "tokens, 0 for padding."
-        )
+    if inputs_embeds is None:
+        _check_range(name, tokens, config.vocab_size, "`vocab_size`")
+    if attention_mask is not None:
+        _check_shape("attention_mask", attention_mask, tuple(attention_mask.shape) == shape, f"{shape}")
+        _check_mask(attention_mask)
     if num_hashes is not None and (isinstance(num_hashes, bool) or not isinstance(num_hashes, int) or num_hashes < 1):
         raise ValueError(f"`num_hashes` is {num_hashes!r}, but must be an integer of at least 1.")
-
-
-def _check_ids(config, input_ids):
-    if input_ids.dim() != 2 or input_ids.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"`input_ids` is {input_ids.dtype} of the shape {tuple(input_ids.shape)}, but must be integers (batch, length)."
-        )
-    # a look at the values would make a GPU wait for each batch; there, an id out of range stops the embedding's kernel
-    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel() > 0:
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"`input_ids` holds {low if low < 0 else high}, but must be from 0 to {config.vocab_size - 1} (`vocab_size`)."
-            )
+    return shape
 
 
 def check_position_ids(config, position_ids, shape):
-    """Returns position ids as (1, L) or (B, L)."""
-    position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
-    if tuple(position_ids.shape) not in ((1, shape[1]), tuple(shape)):
-        allowed = f"{tuple(shape)} or {(1, shape[1])}"
-        raise ValueError(f"`position_ids` has the shape {tuple(position_ids.shape)}, but must have {allowed}.")
-    if not torch.compiler.is_compiling():
-        low, high = int(position_ids.min()), int(position_ids.max())
-        if low < 0 or high >= config.maximum_length:
+    """Position ids (B, L) or (1, L), each below `config.maximum_length`."""
+    allowed = ((1, shape[1]), tuple(shape))
+    _check_integers("position_ids", position_ids)
+    _check_shape("position_ids", position_ids, tuple(position_ids.shape) in allowed, f"{allowed[1]} or {allowed[0]}")
+    _check_range("position_ids", position_ids, config.maximum_length, "the maximum length")
+
+
+def check_labels(name, labels, shape, num_classes, classes="`vocab_size`"):
+    """Classes of the given shape, each below `num_classes`, or -100 where it is to be ignored; or None."""
+    if labels is not None:
+        _check_integers(name, labels)
+        _check_shape(name, labels, tuple(labels.shape) == tuple(shape), f"{tuple(shape)}")
+        _check_range(name, labels, num_classes, f"{classes}; {IGNORED} is ignored", IGNORED)
+
+
+def check_sequence_labels(labels, batch, num_labels, integers):
+    """Classes (B) or (B, 1), or numbers (B, labels) (of one label: (B) or (B, 1))."""
+    if integers:
+        labels = labels.flatten() if labels.dim() == 2 and labels.shape[1] == 1 else labels
+        check_labels("labels", labels, (batch,), num_labels, "`num_labels`")
+    else:
+        fits = tuple(labels.shape) == (batch, num_labels) or (num_labels == 1 and tuple(labels.shape) == (batch,))
+        _check_shape("labels", labels, fits, f"{(batch, num_labels)}")
+
+
+def check_spans(start_positions, end_positions, batch):
+    """Both (B) or (B, 1), or neither."""
+    if (start_positions is None) != (end_positions is None):
+        missing = "start_positions" if start_positions is None else "end_positions"
+        raise ValueError(f"`{missing}` is None, but must be given together with the other position.")
+    for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+        if positions is not None:
+            _check_integers(name, positions)
+            _check_shape(name, positions, tuple(positions.shape) in ((batch,), (batch, 1)), f"{(batch,)}")
+
+
+def _check_shape(name, tensor, fits, allowed):
+    if not fits:
+        raise ValueError(f"`{name}` has the shape {tuple(tensor.shape)}, but must have {allowed}.")
+
+
+def _check_integers(name, tensor):
+    if tensor.dtype not in INTEGERS:
+        raise ValueError(f"`{name}` is of {tensor.dtype}, but must be of an integer type.")
+
+
+def _readable(tensor):
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+
+
+def _check_range(name, tensor, end, reason, also=None):
+    if not _readable(tensor):
+        return
+    tensor = tensor if also is None else tensor[tensor != also]
+    if tensor.numel() > 0:
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < 0 or high >= end:
             raise ValueError(
-                f"`position_ids` holds {low if low < 0 else high}, but must be from 0 to {config.maximum_length - 1}."
+                f"`{name}` holds {low if low < 0 else high}, but must hold numbers from 0 to {end - 1} ({reason})."
             )
-    return position_ids
 
 
-def check_labels(name, labels, input_ids, inputs_embeds):
-    """Labels of the shape of the tokens (B, L)."""
-    tokens = input_ids if inputs_embeds is None else inputs_embeds
-    if labels is not None and tokens is not None and tuple(labels.shape) != tuple(tokens.shape[:2]):
-        raise ValueError(f"`{name}` has the shape {tuple(labels.shape)}, but must have {tuple(tokens.shape[:2])}.")
+def _check_mask(attention_mask):
+    if _readable(attention_mask) and attention_mask.dtype != torch.bool:
+        other = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+        if other.numel() > 0:
+            raise ValueError(
+                f"`attention_mask` holds {other[0].item()}, but must hold 1 for tokens and 0 for padding only."
+            )

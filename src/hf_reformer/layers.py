@@ -7,8 +7,9 @@ from torch import nn
 
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
 from .feed_forward import ReformerFeedForward
+from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
-from .reversible import Tape, anchor, reversible_layer
+from .reversible import Tape, anchor, as_streams, reversible_layer
 
 
 class ReformerEmbeddings(nn.Module):
@@ -44,13 +45,12 @@ class ReformerAttention(nn.Module):
 
     def __init__(self, config, layer_idx):
         super().__init__()
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attention = ATTENTION_CLASSES[config.attn_layers[layer_idx]](config, layer_idx)
         self.output = ReformerSelfOutput(config)
 
     def forward(self, hidden_states, **arguments):
-        hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
-        attended = self.self_attention(hidden_states, **arguments)
+        attended = self.self_attention(self.layer_norm(hidden_states), **arguments)
         return SelfAttentionOutput(self.output(attended.hidden_states), *attended[1:])
 
 
@@ -94,12 +94,12 @@ class ReformerEncoder(nn.Module):
         self.reversible = config.reversible
         self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
-        self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, **arguments):
-        y1 = y2 = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         tape = Tape() if self.reversible and torch.is_grad_enabled() else None
+        y1 = y2 = as_streams(hidden_states, tape)
         all_hidden_states, attentions = [y2], []
         for layer in self.layers:
             y1, y2, probabilities = self._run(
@@ -109,9 +109,8 @@ class ReformerEncoder(nn.Module):
                 y1, y2 = anchor(tape, y1, y2)
             all_hidden_states += [y2] if output_hidden_states else []
             attentions.append(probabilities)
-        hidden_states = torch.cat([y1, y2], dim=-1).to(self.layer_norm.weight.dtype)
         return EncoderOutput(
-            self.dropout(self.layer_norm(hidden_states)),
+            self.dropout(self.layer_norm(torch.cat([y1, y2], dim=-1))),
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )

@@ -49,21 +49,24 @@ def _per_item(total, labels, num_items_in_batch, ignore_index):
     return total / num_items_in_batch
 
 
-def sequence_loss(logits, labels, problem_type):
-    """Loss of a sequence classifier: mean squared error, cross entropy or binary cross entropy by `problem_type`.
-
-    Without one, as in transformers: one label is a regression, integer labels are classes, others are multi-label.
-    """
-    labels = labels.to(logits.device)
+def problem_type_of(config, labels):
+    """`config.problem_type`, or as transformers guesses it: one label is a regression, integers are classes, other labels
+    several classes at once. The configuration is not written to."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
     integers = labels.dtype in (torch.int32, torch.int64)
-    if problem_type is None:
-        problem_type = "multi_label_classification" if not integers else "single_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else problem_type
+    return "single_label_classification" if integers else "multi_label_classification"
+
+
+def sequence_loss(logits, labels, problem_type):
+    """Loss of a sequence classifier over logits (B, labels): mean squared error, cross entropy or binary cross entropy."""
+    labels = labels.to(logits.device)
     if problem_type == "regression":
-        logits = logits.squeeze(-1) if logits.shape[-1] == 1 else logits
         return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
     if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.view(-1))
+        return F.cross_entropy(logits, labels.flatten())
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 

@@ -109,15 +109,15 @@ class ReformerModel(ReformerPreTrainedModel):
             ValueError: for inputs of a wrong shape or range.
         """
         config = self.config
-        check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes)
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes)
         if past_key_values is not None or past_buckets_states is not None:
             raise ValueError("`past_key_values` must be None: cached decoding is not implemented yet.")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
         real_tokens = self._real_tokens(attention_mask)
         if position_ids is None:
-            position_ids = self._default_positions(tokens, real_tokens)
+            device = (input_ids if inputs_embeds is None else inputs_embeds).device
+            position_ids = self._default_positions(shape[1], real_tokens, device)
         else:
-            position_ids = check_position_ids(config, position_ids, tokens.shape[:2])
+            check_position_ids(config, position_ids, shape)
         encoded = self.encoder(
             self.embeddings(input_ids, position_ids, inputs_embeds),
             real_tokens=real_tokens,
@@ -141,9 +141,9 @@ class ReformerModel(ReformerPreTrainedModel):
             return None
         return real_tokens
 
-    def _default_positions(self, tokens, real_tokens):
+    def _default_positions(self, length, real_tokens, device):
         if real_tokens is None or self.config.uses(*PUBLISHED_LAYERS):
-            return torch.arange(tokens.shape[1], device=tokens.device)[None]
+            return torch.arange(length, device=device)[None]
         return (real_tokens.long().cumsum(1) - 1).clamp(min=0)
 
 
@@ -230,7 +230,6 @@ class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
             num_items_in_batch: divides the summed loss, instead of the number of labels (gradient accumulation).
             shift_labels: labels that are shifted already.
         """
-        check_labels("labels", labels, input_ids, inputs_embeds)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -244,9 +243,11 @@ class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
             output_attentions=output_attentions,
             return_dict=True,
         )
+        hidden_states = outputs.last_hidden_state
+        for name, value in (("labels", labels), ("shift_labels", shift_labels)):
+            check_labels(name, value, hidden_states.shape[:2], self.config.vocab_size)
         if labels is not None and shift_labels is None:
             shift_labels = next_token_labels(labels)
-        hidden_states = outputs.last_hidden_state
         if shift_labels is None:
             hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         loss, logits = self._loss_and_logits(hidden_states, shift_labels, num_items_in_batch)
@@ -287,7 +288,6 @@ class ReformerForMaskedLM(_LanguageModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
-        check_labels("labels", labels, input_ids, inputs_embeds)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -298,5 +298,6 @@ class ReformerForMaskedLM(_LanguageModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
+        check_labels("labels", labels, outputs.last_hidden_state.shape[:2], self.config.vocab_size)
         loss, logits = self._loss_and_logits(outputs.last_hidden_state, labels, num_items_in_batch)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)

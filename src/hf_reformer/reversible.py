@@ -4,6 +4,11 @@ A layer maps two streams (B, L, hidden) to two: y1 = x1 + F(x2), y2 = x2 + G(y1)
 inverse is x2 = y2 - G(y1), x1 = y1 - F(x2). Each layer is one `torch.autograd.Function` that takes the streams and its
 parameters as inputs, so that autograd, DDP, FSDP, LoRA and `functional_call` see ordinary gradients. Backward replays the
 forward's random numbers, autocast state and routing; G is rebuilt and differentiated in one pass, chunk by chunk.
+
+In half precision (autocast, or half-precision weights) the streams stay float32, and what is added to them is rounded to
+multiples of 2^-15, far below a half-precision rounding of it. Then y1 - F(x2) gives back x1 bit for bit (up to 512), the
+halves see in backward what they saw in forward, and no rounding flips on the way down: without it, gradients of 12 layers
+with large weights under bf16 were up to 2.3 times as wrong as ordinary autograd's.
 """
 
 from contextlib import contextmanager
@@ -14,6 +19,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import get_device_states, set_device_states
+
+GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
 
 
 class Tape:
@@ -53,6 +60,24 @@ class _Anchor(torch.autograd.Function):
 def anchor(tape, y1, y2):
     """Keeps the streams (B, L, hidden) for the backward of the layers below; returns them."""
     return _Anchor.apply(tape, y1, y2)
+
+
+def as_streams(hidden_states, tape):
+    """Where the two equal streams start: float32 or more, on the grid if the halves work in half precision."""
+    streams = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    half = streams.dtype != hidden_states.dtype or torch.is_autocast_enabled(hidden_states.device.type)
+    if tape is None or not half or streams.dtype != torch.float32:
+        return streams
+    return streams + (_on_grid(streams.detach()) - streams.detach())
+
+
+def _on_grid(x):
+    return x + GRID_SHIFT - GRID_SHIFT
+
+
+def _residual(output, stream):
+    """What a half adds to its stream: its output, on the grid if that is in half precision."""
+    return output if output.dtype == stream.dtype else _on_grid(output.to(stream.dtype))
 
 
 class ReplayState:
@@ -119,12 +144,12 @@ class _ReversibleLayer(torch.autograd.Function):
         ctx.attention_state = ReplayState(x2)
         output = call.attention(x2, **call.arguments)
         ctx.routing, call.attentions = output.routing, output.attentions
-        y1 = x1 + output.hidden_states
+        y1 = x1 + _residual(output.hidden_states, x1)
         del output
         ctx.feed_forward_state = ReplayState(y1)
         y2 = torch.empty_like(x2)
         for part in _parts(call.feed_forward, y1):
-            y2[:, part] = x2[:, part] + call.feed_forward(y1[:, part])
+            y2[:, part] = x2[:, part] + _residual(call.feed_forward(y1[:, part]), x2)
         return y1, y2
 
     @staticmethod
@@ -159,7 +184,7 @@ def _undo_feed_forward(ctx, y1, y2, owned, grad_y1, grad_y2, parameters):
             with torch.enable_grad():
                 y1_part = y1[:, part].detach().requires_grad_()
                 output = functional_call(ctx.call.feed_forward, named, (y1_part,))
-            x2[:, part] = y2[:, part] - output.detach()
+            x2[:, part] = y2[:, part] - _residual(output.detach(), x2)
             grad_part, grads = _grads(output, y1_part, parameters, grad_y2[:, part])
             grad_x1[:, part] = grad_y1[:, part] + grad_part
             totals = [_add(total, grad) for total, grad in zip(totals, grads, strict=True)]
@@ -174,7 +199,9 @@ def _undo_attention(ctx, y1, x2, owned, grad_y1, grad_y2, parameters):
         with torch.enable_grad():
             x2_leaf = x2.detach().requires_grad_()
             output = functional_call(ctx.call.attention, named, (x2_leaf,), arguments).hidden_states
-        x1 = y1.sub_(output.detach()) if owned else y1 - output.detach()
+        residual = _residual(output.detach(), x2)
+        x1 = y1.sub_(residual) if owned else y1 - residual
+        del residual
         grad_x2, grads = _grads(output, x2_leaf, parameters, grad_y1)
     return x1, grad_x2.add_(grad_y2), grads
 

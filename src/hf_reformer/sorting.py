@@ -37,7 +37,7 @@ def bucket_bounds(sorted_buckets):
     slots = torch.arange(sorted_buckets.shape[-1], device=sorted_buckets.device, dtype=torch.int32)
     slots = slots.expand_as(sorted_buckets)
     edge = sorted_buckets[..., 1:] != sorted_buckets[..., :-1]
-    ones = torch.ones_like(edge[..., :1])
+    ones = edge.new_ones((*edge.shape[:-1], 1))
     starts = torch.where(torch.cat([ones, edge], -1), slots, 0)
     ends = torch.where(torch.cat([edge, ones], -1), slots, sorted_buckets.shape[-1])
     first = starts.cummax(-1).values
