@@ -182,6 +182,34 @@ def test_all_layer_types_in_one_model_equal_the_dense_reference(is_decoder, monk
     compare_with_dense(config, 61, mask, monkeypatch)
 
 
+@pytest.mark.parametrize("scores_in_a_block", [1, 150, 800, 5000])
+@pytest.mark.parametrize("is_decoder", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("kind", ["local", "lsh", *STRICT])
+def test_blocks_of_any_size_equal_the_dense_reference(kind, is_decoder, scores_in_a_block, monkeypatch):
+    monkeypatch.setattr("hf_reformer.layout.BLOCK_SCORES", scores_in_a_block)
+    after = 0 if is_decoder else 2
+    config = tiny_config(
+        [kind] * 3, is_decoder=is_decoder, local_num_chunks_before=2, local_num_chunks_after=after,
+        lsh_num_chunks_after=after, allow_duplicate_attention=scores_in_a_block != 800,
+    )  # fmt: skip
+    mask = torch.ones(2, 71, dtype=torch.long)
+    mask[0, 20:31] = 0
+    mask[1, 66:] = 0
+    compare_with_dense(config, 71, mask, monkeypatch)
+
+
+@pytest.mark.parametrize("elements", [1, 100])
+def test_hashing_in_blocks_of_any_size_equals_the_dense_reference(elements, monkeypatch):
+    monkeypatch.setattr("hf_reformer.hashing.BLOCK_ELEMENTS", elements)
+    compare_with_dense(tiny_config(["lsh", "strict_lsh", "lsh"], num_buckets=[2, 6]), 71, None, monkeypatch)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 70, 71, 1000])
+def test_feed_forward_in_chunks_of_any_size_equals_the_dense_reference(chunk, monkeypatch):
+    config = tiny_config(["strict_local", "strict_lsh", "local"], chunk_size_feed_forward=chunk)
+    compare_with_dense(config, 71, None, monkeypatch)
+
+
 @pytest.mark.parametrize("kind", ["lsh", "strict_lsh"])
 def test_rotations_of_each_example_equal_the_dense_reference(kind, monkeypatch):
     config = tiny_config([kind] * 3, num_hashes=3)
