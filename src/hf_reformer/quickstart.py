@@ -89,6 +89,8 @@ def carry_out(training_run: Run, text: TextSplit, output: Path) -> int:
     )
     if training_run.bits_before is None:
         training_run.bits_before = held_out_bits_per_byte(training_run.model, windows, device)
+    for stale in (output / "loss.png", output / "results.json"):
+        stale.unlink(missing_ok=True)
     if not train(training_run, as_bytes_tensor(text.training), state_path(output)):
         write_checkpoint(training_run, output / "model")
         say(f"stopped after step {training_run.step} of {settings.steps}; model and training state are in {output}")
@@ -133,7 +135,8 @@ def print_results(results: dict, output: Path) -> None:
         f"  after training   {results['after']:.3f}   ({verdict} gzip -9)\n"
         f"  gzip -9          {results['gzip']:.3f}\n"
         f"  xz -9            {results['xz']:.3f}\n"
-        f"trained for {results['training_seconds']:.0f} s; checkpoint in {output / 'model'}, figure in {output / 'loss.png'}"
+        f"trained for {results['training_seconds']:.0f} s, peak memory {results['peak_memory_gib']:.1f} GiB; "
+        f"checkpoint in {output / 'model'}, figure in {output / 'loss.png'}"
     )
 
 
@@ -148,8 +151,8 @@ def held_out_windows(held_out: bytes, context: int) -> list[torch.Tensor]:
 
 
 def prompt_from(held_out: bytes) -> str:
-    """The beginning of the held-out text, without a character that is cut at its end."""
-    return held_out[:PROMPT_BYTES].decode("utf-8", "ignore")
+    """The beginning of the held-out text, without what an argument of a process cannot carry."""
+    return held_out[:PROMPT_BYTES].decode("utf-8", "ignore").replace("\0", "") or "\n"
 
 
 def state_path(output: Path) -> Path:
@@ -245,4 +248,6 @@ def make_accelerator(device: str) -> Accelerator:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)
+    """Print, with a question mark for what the terminal cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)

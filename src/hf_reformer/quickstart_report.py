@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .atomic import replacing_file, replacing_folder
 from .quickstart_training import Run
@@ -29,6 +29,8 @@ generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
 set_seed(0)
 print(generate(prompt, max_new_tokens=160, do_sample=True, temperature=0.7)[0]["generated_text"])
 """
+
+TEXT_NAMES = {True: "The Python standard library's sources", False: "Text of the user's own"}
 
 CARD = """\
 ---
@@ -57,7 +59,8 @@ Bits per byte of {evaluated_bytes:,} held-out bytes ({windows} windows, each pre
 | `gzip -9` of the same bytes | {gzip:.3f} |
 | `xz -9` of the same bytes | {xz:.3f} |
 
-{steps} steps, seed {seed}, `hf_reformer` {version}, torch {torch}, transformers {transformers}, {machine}.
+{steps} steps, seed {seed}, peak memory {peak_memory_gib:.1f} GiB, {machine}, `hf_reformer` {version}, torch {torch},
+transformers {transformers}.
 
 ![Training loss](loss.png)
 
@@ -84,6 +87,7 @@ def results_of(run: Run, measured: dict) -> dict:
         "layers": list(model.config.attn_layers),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_seconds": round(run.seconds, 1),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
         "hf_reformer": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -99,19 +103,42 @@ def describe_machine(device: torch.device) -> str:
     return f"{device.type} {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
+def peak_memory_gib() -> float:
+    """The most memory that this process has had resident; where the system does not say, 0."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def write_card(folder: Path, results: dict) -> None:
     """README.md with front matter that the Hub reads."""
+    own = results["standard_library"]
     data = ModelCardData(
-        language="code" if results["standard_library"] else None,
+        model_name="hf-reformer-quickstart",
+        language="code" if own else None,
+        license="apache-2.0" if own else None,  # of a model of other text only its maker can say
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["reformer", "hf_reformer", "byte-level"],
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="python-standard-library" if own else "text",
+                dataset_name=f"{TEXT_NAMES[own]}, held-out files",
+                metric_type="bits_per_byte",
+                metric_name="held-out bits per byte",
+                metric_value=round(results["after"], 4),
+            )
+        ],
     )
     card = CARD.format(
         **{**results, "layers": len(results["layers"])},
         front_matter=data.to_yaml(),
         minutes=results["training_seconds"] / 60,
-        text="The Python standard library's sources" if results["standard_library"] else "The user's own text",
+        text=TEXT_NAMES[own],
         generate=GENERATE,
         version=results["hf_reformer"],
     )

@@ -52,8 +52,8 @@ PLAN = (Stage(0.85, 8), Stage(0.95, 4), Stage(1.0, 1))
 
 
 def window_length(settings: Settings, step: int) -> int:
-    """Bytes in the window of a step."""
-    stage = next(stage for stage in PLAN if step < stage.until * settings.steps or stage is PLAN[-1])
+    """Bytes in the window of a step; the last step always has the full context."""
+    stage = next(stage for stage in PLAN if step < int(stage.until * settings.steps) or stage is PLAN[-1])
     return max(2, settings.context // stage.divisor)
 
 
@@ -185,6 +185,7 @@ def train(run: Run, text: torch.Tensor, state_path: Path) -> bool:
     run.model.train()
     with bar, stop_after_step() as stop:
         earlier = run.seconds
+        save_state(run, state_path)
         while run.step < steps and not stop.is_set():
             length = window_length(run.settings, run.step)
             bits = training_step(run, text)
