@@ -103,7 +103,7 @@ def carry_out(training_run: Run, text: TextSplit, output: Path) -> int:
     write_checkpoint(training_run, output / "model", results, figure)
     print_results(results, output)
     say("\nLoaded by a fresh process, the checkpoint continues held-out text:\n")
-    say(continuation(output / "model", prompt_from(text.held_out)))
+    say(continuation(output / "model", prompt_from(text.held_out, settings.context)))
     return 0
 
 
@@ -150,9 +150,9 @@ def held_out_windows(held_out: bytes, context: int) -> list[torch.Tensor]:
     return [text[start : start + context] for start in starts]
 
 
-def prompt_from(held_out: bytes) -> str:
-    """The beginning of the held-out text, without what an argument of a process cannot carry."""
-    return held_out[:PROMPT_BYTES].decode("utf-8", "ignore").replace("\0", "") or "\n"
+def prompt_from(held_out: bytes, context: int) -> str:
+    """The beginning of the held-out text, without what an argument of a process cannot carry, half a context at most."""
+    return held_out[: min(PROMPT_BYTES, context // 2)].decode("utf-8", "ignore").replace("\0", "") or "\n"
 
 
 def state_path(output: Path) -> Path:

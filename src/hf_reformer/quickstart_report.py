@@ -26,8 +26,9 @@ folder, prompt = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+room = tokenizer.model_max_length - len(tokenizer(prompt)["input_ids"])
 set_seed(0)
-print(generate(prompt, max_new_tokens=160, do_sample=True, temperature=0.7)[0]["generated_text"])
+print(generate(prompt, max_new_tokens=min(160, room), do_sample=True, temperature=0.7)[0]["generated_text"])
 """
 
 TEXT_NAMES = {True: "The Python standard library's sources", False: "Text of the user's own"}
