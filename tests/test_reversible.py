@@ -228,6 +228,17 @@ def test_lora(targets):
     assert_pairs_agree(results)
 
 
+def test_a_weight_shared_by_two_layers():
+    results = []
+    for model in pair(attn_layers=["strict_local", "full", "local"]):
+        layers = model.reformer.encoder.layers
+        layers[2].attention.self_attention.query.weight = layers[0].attention.self_attention.query.weight
+        layers[1].feed_forward.dense.dense.weight = layers[0].feed_forward.dense.dense.weight
+        objective(logits_of(model)).backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
 def test_torch_autograd_grad():
     results = []
     for model in pair():
@@ -392,11 +403,11 @@ def test_memory_kept_for_backward_does_not_grow_with_depth():
     assert ordinary > 4 * stream
 
 
-# --- bf16 autocast: both ways of differentiating make errors, and ours must not be the larger
+# --- half precision: both ways of differentiating make errors, and ours must not be the larger
 
 
-def bf16_error(num_layers, std, reversible, seed):
-    """Relative error of all gradients of the layers under bf16 autocast, against float32 with ordinary autograd."""
+def half_precision_error(num_layers, std, reversible, seed, dtype=torch.bfloat16, autocast=True):
+    """Relative error of all gradients of the layers in half precision, against float32 with ordinary autograd."""
     settings = {
         "attn_layers": ["strict_local", "strict_lsh"] * (num_layers // 2),
         "initializer_range": std,
@@ -412,21 +423,37 @@ def bf16_error(num_layers, std, reversible, seed):
     model = build(tiny_config(reversible=reversible, **settings), seed=seed, dtype=torch.float32).train()
     input_ids = tokens(model.config, 2, 96, seed=seed)
     exact(input_ids, labels=input_ids).loss.backward()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    model = model if autocast else model.to(dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         loss = model(input_ids, labels=input_ids).loss
     loss.backward()
     expected, actual = gradients(exact.reformer.encoder), gradients(model.reformer.encoder)
-    wrong = sum(float((actual[name] - gradient).square().sum()) for name, gradient in expected.items())
+    wrong = sum(float((actual[name].float() - gradient).square().sum()) for name, gradient in expected.items())
     return math.sqrt(wrong / sum(float(gradient.square().sum()) for gradient in expected.values()))
+
+
+def mean_errors(*arguments, **options):
+    """Of the reversible and of the ordinary model, over five seeds."""
+    return (
+        sum(half_precision_error(*arguments, kept, seed, **options) for seed in range(5)) / 5 for kept in (True, False)
+    )
 
 
 @pytest.mark.parametrize("std", [0.02, 0.3], ids=["small weights", "large weights"])
 @pytest.mark.parametrize("num_layers", [2, 6, 12])
 def test_error_under_bf16_autocast(num_layers, std):
-    """Mean over four seeds, at most 1.2 times that of ordinary autograd under the same autocast."""
-    reversible, ordinary = (
-        sum(bf16_error(num_layers, std, kept, seed) for seed in range(4)) / 4 for kept in (True, False)
-    )
+    """At most 1.2 times that of ordinary autograd under the same autocast."""
+    reversible, ordinary = mean_errors(num_layers, std)
+    assert 0 < reversible <= 1.2 * ordinary
+
+
+def test_error_under_fp16_autocast():
+    reversible, ordinary = mean_errors(6, 0.3, dtype=torch.float16)
+    assert 0 < reversible <= 1.2 * ordinary
+
+
+def test_error_with_bf16_weights():
+    reversible, ordinary = mean_errors(6, 0.3, autocast=False)
     assert 0 < reversible <= 1.2 * ordinary
 
 
