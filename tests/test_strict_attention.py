@@ -31,8 +31,9 @@ def configurations(draw, kinds=UNPUBLISHED, is_decoder=None):
     """A random configuration of three layers."""
     is_decoder = draw(st.booleans()) if is_decoder is None else is_decoder
     after = st.just(0) if is_decoder else st.integers(0, 2)
+    attn_layers = draw(st.lists(st.sampled_from(kinds), min_size=3, max_size=3))
     return tiny_config(
-        draw(st.lists(st.sampled_from(kinds), min_size=3, max_size=3)),
+        attn_layers,
         is_decoder=is_decoder,
         local_attn_chunk_length=draw(st.integers(1, 11)),
         lsh_attn_chunk_length=draw(st.integers(1, 13)),
@@ -41,7 +42,7 @@ def configurations(draw, kinds=UNPUBLISHED, is_decoder=None):
         local_num_chunks_after=draw(after),
         lsh_num_chunks_after=draw(after),
         num_hashes=draw(st.integers(1, 8)),
-        num_buckets=draw(st.sampled_from([1, 2, 4, 6, [2, 4]])),
+        num_buckets=draw(st.sampled_from([2, 4, 6, [2, 4]] + [1] * ("lsh" not in attn_layers))),
         axial_pos_embds=draw(st.booleans()),
         allow_duplicate_attention=draw(st.booleans()),
     )
@@ -154,6 +155,14 @@ def compare_with_dense(config, length, mask, monkeypatch, tolerance=1e-9):
 @given(config=configurations(), length=st.integers(1, 150), data=st.data())
 @settings(max_examples=2 * EXAMPLES)
 def test_logits_and_every_gradient_equal_the_dense_reference(config, length, data):
+    mask = data.draw(st.one_of(st.none(), masks(2, length)))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        compare_with_dense(config, length, mask, monkeypatch)
+
+
+@given(config=configurations(kinds=["local", "lsh", "strict_lsh"]), length=st.integers(1, 150), data=st.data())
+@settings(max_examples=2 * EXAMPLES)
+def test_published_layers_at_any_length_equal_the_dense_reference(config, length, data):
     mask = data.draw(st.one_of(st.none(), masks(2, length)))
     with pytest.MonkeyPatch.context() as monkeypatch:
         compare_with_dense(config, length, mask, monkeypatch)

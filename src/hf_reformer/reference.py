@@ -34,7 +34,7 @@ def hash_buckets(vectors_BHLD, rotations, num_buckets):
         rotations = rotations.unsqueeze(0).expand(vectors_BHLD.shape[0], *rotations.shape)
     if factors == [1]:
         shape = (*vectors_BHLD.shape[:2], rotations.shape[3], vectors_BHLD.shape[2])
-        return torch.zeros(shape, dtype=torch.long)
+        return torch.zeros(shape, dtype=torch.long, device=vectors_BHLD.device)
     rotated_BHRLS = torch.einsum("bhld,bhdrs->bhrls", vectors_BHLD, rotations)
     buckets_BHRL, start, product = 0, 0, 1
     for factor in factors:
@@ -60,21 +60,22 @@ def ring_counts(buckets_BHRL, *, chunk_length, num_chunks_before, num_chunks_aft
         raise ValueError(f"{rounds} rounds of {length} tokens must be a multiple of chunk_length {chunk_length}")
     order_BHRL = torch.argsort(buckets_BHRL, dim=-1, stable=True)
     rank_BHRL = torch.argsort(order_BHRL, dim=-1)
-    chunk_S = torch.arange(num_slots) // chunk_length
-    window_SS = _ring_window(num_slots // chunk_length, num_chunks_before, num_chunks_after)[chunk_S][:, chunk_S]
+    window_SS = _ring_window(num_slots, chunk_length, num_chunks_before, num_chunks_after, buckets_BHRL.device)
     token_of_slot_BHSL = F.one_hot(order_BHRL.reshape(batch, heads, num_slots), length)
     met_BHSL = (window_SS.double() @ token_of_slot_BHSL.double()).long()
     met_BHRLL = met_BHSL.reshape(batch, heads, rounds, length, length)
     return met_BHRLL.gather(3, rank_BHRL.unsqueeze(-1).expand_as(met_BHRLL))
 
 
-def _ring_window(num_chunks, num_chunks_before, num_chunks_after):
-    """How often chunk c looks at chunk e on a ring of `num_chunks` chunks: (num_chunks, num_chunks), int64."""
-    seen = torch.zeros(num_chunks, num_chunks, dtype=torch.long)
+def _ring_window(num_slots, chunk_length, num_chunks_before, num_chunks_after, device):
+    """How often a slot looks at another on a ring of slots cut into chunks: (S, S), int64."""
+    num_chunks = num_slots // chunk_length
+    seen = torch.zeros(num_chunks, num_chunks, dtype=torch.long, device=device)
     for chunk in range(num_chunks):
         for step in range(-num_chunks_before, num_chunks_after + 1):
             seen[chunk, (chunk + step) % num_chunks if abs(step) < num_chunks else chunk] += 1
-    return seen
+    chunk_of_slot = torch.arange(num_slots, device=device) // chunk_length
+    return seen[chunk_of_slot][:, chunk_of_slot]
 
 
 def strict_counts(buckets_BHRL, *, window_before, window_after, attention_mask=None):
@@ -85,8 +86,8 @@ def strict_counts(buckets_BHRL, *, window_before, window_after, attention_mask=N
     nobody and nobody sees it.
     """
     batch, heads, rounds, length = buckets_BHRL.shape
-    real_BL = _as_bool(attention_mask, batch, length)
-    counts = torch.zeros(batch, heads, rounds, length, length, dtype=torch.long)
+    real_BL = _as_bool(attention_mask, buckets_BHRL)
+    counts = buckets_BHRL.new_zeros(batch, heads, rounds, length, length, dtype=torch.long)
     for b in range(batch):
         positions = real_BL[b].nonzero().squeeze(-1)
         buckets_HRN = buckets_BHRL[b][:, :, positions]
@@ -133,8 +134,8 @@ def dense_lsh_attention(
     (qk_BHLD, v_BHLD), attention_mask = _pad([qk_BHLD, v_BHLD], attention_mask, padded_length)
     buckets_BHRL = F.pad(buckets_BHRL, (0, qk_BHLD.shape[2] - length))
     if attention_mask is not None:
-        real = _as_bool(attention_mask, *attention_mask.shape)[:, None, None, :]
-        buckets_BHRL = torch.where(real, buckets_BHRL, buckets_BHRL.max() + 1)
+        real_BL = _as_bool(attention_mask, buckets_BHRL)
+        buckets_BHRL = torch.where(real_BL[:, None, None, :], buckets_BHRL, buckets_BHRL.max() + 1)
     if qk_BHLD.shape[2] <= chunk_length:
         counts_BHRLL = _everything(qk_BHLD).unsqueeze(2)
     else:
@@ -170,7 +171,7 @@ def dense_local_attention(
     batch, heads, length, _ = q_BHLD.shape
     if strict:
         counts_BHRLL = strict_counts(
-            torch.zeros(batch, heads, 1, length, dtype=torch.long),
+            q_BHLD.new_zeros(batch, heads, 1, length, dtype=torch.long),
             window_before=chunk_length * num_chunks_before,
             window_after=chunk_length * num_chunks_after,
             attention_mask=attention_mask,
@@ -180,9 +181,9 @@ def dense_local_attention(
     (q_BHLD, k_BHLD, v_BHLD), attention_mask = _pad([q_BHLD, k_BHLD, v_BHLD], attention_mask, padded_length)
     counts_BHRLL = _everything(q_BHLD).unsqueeze(2)
     if q_BHLD.shape[2] > chunk_length:
-        chunk_L = torch.arange(q_BHLD.shape[2]) // chunk_length
-        window = _ring_window(int(chunk_L[-1]) + 1, num_chunks_before, num_chunks_after)
-        counts_BHRLL = counts_BHRLL * window[chunk_L][:, chunk_L]
+        counts_BHRLL = counts_BHRLL * _ring_window(
+            q_BHLD.shape[2], chunk_length, num_chunks_before, num_chunks_after, q_BHLD.device
+        )
     return _attend(_scores(q_BHLD, k_BHLD), v_BHLD, _visible(counts_BHRLL, causal, attention_mask))[:, :, :length]
 
 
@@ -205,7 +206,7 @@ def _attend_to_others(qk_BHLD, v_BHLD, counts_BHRLL, causal, attention_mask, all
     counts_BHLL = _visible(counts_BHRLL, causal, attention_mask)
     if not allow_duplicate_attention:
         counts_BHLL = counts_BHLL.clamp(max=1)
-    itself = torch.eye(qk_BHLD.shape[2], dtype=torch.bool)
+    itself = torch.eye(qk_BHLD.shape[2], dtype=torch.bool, device=qk_BHLD.device)
     others_BHLL = counts_BHLL.masked_fill(itself, 0)
     alone_BHL1 = (others_BHLL.sum(dim=-1, keepdim=True) == 0).long()
     return _attend(_scores(qk_BHLD, k_BHLD), v_BHLD, others_BHLL + alone_BHL1 * itself.long())
@@ -227,27 +228,28 @@ def _scores(q_BHLD, k_BHLD):
 
 def _everything(x_BHLD):
     batch, heads, length, _ = x_BHLD.shape
-    return torch.ones(batch, heads, length, length, dtype=torch.long)
+    return x_BHLD.new_ones(batch, heads, length, length, dtype=torch.long)
 
 
 def _visible(counts_BHRLL, causal, attention_mask):
     """N_ij over all rounds, without the future (causal) and without padding: (B, H, L, L)."""
     counts_BHLL = counts_BHRLL.sum(dim=2)
-    batch, _, length, _ = counts_BHLL.shape
     if causal:
         counts_BHLL = counts_BHLL.tril()
-    return counts_BHLL * _as_bool(attention_mask, batch, length)[:, None, None, :].long()
+    return counts_BHLL * _as_bool(attention_mask, counts_BHLL)[:, None, None, :].long()
 
 
-def _as_bool(attention_mask, batch, length):
-    return torch.ones(batch, length, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+def _as_bool(attention_mask, like):
+    """(B, L) bool; without a mask all true, B and L being the first and the last size of `like`."""
+    if attention_mask is None:
+        return like.new_ones(like.shape[0], like.shape[-1], dtype=torch.bool)
+    return attention_mask.bool()
 
 
 def _pad(tensors_BHLD, attention_mask, padded_length):
     """Append masked zero rows up to `padded_length` (None or the length itself: nothing to do)."""
-    batch, _, length, _ = tensors_BHLD[0].shape
-    extra = 0 if padded_length is None else padded_length - length
+    extra = 0 if padded_length is None else padded_length - tensors_BHLD[0].shape[2]
     if extra == 0:
         return tensors_BHLD, attention_mask
-    mask = F.pad(_as_bool(attention_mask, batch, length), (0, extra))
+    mask = F.pad(_as_bool(attention_mask, tensors_BHLD[0][..., 0]), (0, extra))
     return [F.pad(tensor, (0, 0, 0, extra)) for tensor in tensors_BHLD], mask
