@@ -1,0 +1,127 @@
+"""Tensors by name from safetensors files and from PyTorch's pickles, whole or in shards.
+
+A PyTorch file is first looked through by `pickle_reader`, which executes nothing, then read by
+`torch.load(weights_only=True)`: the first makes sure that nothing in it can run away with time or memory.
+"""
+
+import mmap
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .bounded import read_json, regular_file_size
+from .pickle_reader import PERSISTENT, read_pickle
+from .pickled_names import NAMES, Inert, OrderedDict
+
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+STORAGE_SIZES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
+    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+}  # fmt: skip
+LEGACY_PICKLES = 5  # magic number, protocol, system, object, keys; then raw storages
+
+
+class StorageType:
+    """A class of storages, which only has an element size."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+def find_tensors(folder):
+    """The file to read in a folder, or None."""
+    return next((Path(folder) / name for name in FILES if (Path(folder) / name).exists()), None)
+
+
+def is_torch(path):
+    return Path(path).name.endswith((".safetensors", ".bin", ".pt", ".pth", ".index.json"))
+
+
+def read_tensors(path):
+    """{name: tensor} of a file, or of all files of an index.
+
+    Raises:
+        ValueError: damaged, or anything but tensors in a dictionary.
+    """
+    path = Path(path)
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+
+
+def _read_shards(path):
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{path} must have `weight_map`, an object from names of tensors to names of files.")
+    files = sorted(set(weight_map.values()))
+    outside = [name for name in files if Path(name).name != name or not is_torch(name) or name.endswith(".json")]
+    missing = [name for name in files if name not in outside and not (path.parent / name).exists()]
+    if outside or missing:
+        raise ValueError(f"{path} names files that are not weights beside it {outside} or do not exist {missing}.")
+    tensors = {}
+    for name in files:
+        tensors.update(read_tensors(path.parent / name))
+    differing = sorted(tensors.keys() ^ weight_map.keys())
+    if differing:
+        raise ValueError(f"{path} and its files disagree on the tensors {differing}.")
+    return tensors
+
+
+def _read_safetensors(path):
+    regular_file_size(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # whatever the Rust side answers to a damaged file
+        raise ValueError(f"{path} is not a sound safetensors file: {error}.") from error
+
+
+def _read_pickled(path):
+    size = regular_file_size(path)
+    try:
+        _look_through(path, size)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise ValueError(f"{path} is refused: it asks for more memory than there is.") from None
+    except Exception as error:  # torch.load raises of all kinds; each means that the file is not to be read
+        raise ValueError(f"{path} is refused: {str(error).splitlines()[0][:300] if str(error) else error!r}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
+        raise ValueError(f"{path} must hold a dictionary of tensors.")
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def _look_through(path, size):
+    """Both forms of PyTorch's files: a zip archive with uncompressed members, and a row of pickles before raw data."""
+    names = _names(size)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+                raise ValueError("its members are compressed or larger than the file")
+            pickles = [m for m in members if m.filename.endswith(("/data.pkl", "/constants.pkl"))]
+            for member in pickles:
+                read_pickle(archive.read(member), names)
+    elif size > 0:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+            for _ in range(LEGACY_PICKLES):
+                read_pickle(stream, names)
+
+
+def _names(size):
+    """The names in a state dictionary; all of them stand for nothing."""
+
+    def storage(persistent_id):
+        kind, count = persistent_id[1], persistent_id[4]
+        if persistent_id[0] != "storage" or not isinstance(kind, StorageType) or type(count) is not int:
+            raise ValueError("a storage is malformed")
+        if not 0 <= count * kind.size <= size:
+            raise ValueError(f"a storage is said to have {count:,} elements, more than the file can hold")
+        return Inert()
+
+    names = {("torch", name): StorageType(item) for name, item in STORAGE_SIZES.items()}
+    names |= {("torch._utils", f"_rebuild_{what}"): Inert for what in ("tensor_v2", "tensor", "parameter")}
+    names |= {("collections", "OrderedDict"): OrderedDict, PERSISTENT: storage}
+    names |= {("numpy.core.multiarray", "scalar"): NAMES["numpy.core.multiarray", "scalar"]}
+    return names

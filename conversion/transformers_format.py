@@ -1,0 +1,96 @@
+"""Checkpoints of transformers' own Reformer, 2020 to today, and back.
+
+The parameters have the same names here and there, so the key map is the identity over the model's parameters, after:
+
+- `lm_head.decoder.bias` (written until 4.x, the same as `lm_head.bias`) is merged into it;
+- constants that early versions stored as buffers (`..._mask_value_float16`, ...) are dropped;
+- `LayerNorm.gamma` and `.beta`, as TensorFlow called them, become `weight` and `bias`.
+
+Old names of configuration fields are read by `ReformerConfig` itself.
+"""
+
+import re
+
+import torch
+
+import hf_reformer
+
+from .key_map import check, match_by_name, same
+
+CLASSES = {
+    "ReformerModel": hf_reformer.ReformerModel,
+    "ReformerModelWithLMHead": hf_reformer.ReformerModelWithLMHead,
+    "ReformerForMaskedLM": hf_reformer.ReformerForMaskedLM,
+    "ReformerForSequenceClassification": hf_reformer.ReformerForSequenceClassification,
+    "ReformerForTokenClassification": hf_reformer.ReformerForTokenClassification,
+    "ReformerForQuestionAnswering": hf_reformer.ReformerForQuestionAnswering,
+}
+CONSTANTS = re.compile(r"(^|\.)((self_)?mask_value_float(16|32)|position_ids)$")
+THEIR_LAYERS = ("local", "lsh")
+OURS_ONLY = ("reversible", "allow_duplicate_attention")
+
+
+def model_class_of(config_fields, names):
+    """The class that a checkpoint was saved from: `architectures`, else what the names of its tensors say."""
+    for architecture in config_fields.get("architectures") or ():
+        if architecture in CLASSES:
+            return CLASSES[architecture]
+    if any(name.startswith("lm_head.") for name in names):
+        decoder = config_fields.get("is_decoder", False)
+        return CLASSES["ReformerModelWithLMHead" if decoder else "ReformerForMaskedLM"]
+    heads = {"classifier.dense.": "ReformerForSequenceClassification", "qa_outputs.": "ReformerForQuestionAnswering"}
+    heads |= {"classifier.": "ReformerForTokenClassification"}
+    for prefix, name in heads.items():
+        if any(tensor.startswith(prefix) for tensor in names):
+            return CLASSES[name]
+    return CLASSES["ReformerModel"]
+
+
+def entries_of(model_class, config):
+    """The key map: the parameters of the model, found on the meta device, where they take no memory."""
+    with torch.device("meta"):
+        model = model_class(config)
+    return [same(name, tensor.shape, name) for name, tensor in model.state_dict().items()]
+
+
+def modern_names(tensors, where):
+    """Tensors under today's names; ValueError where two old names contradict each other."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if CONSTANTS.search(name):
+            continue
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        name = "lm_head.bias" if name == "lm_head.decoder.bias" else name
+        if name in renamed and not torch.equal(renamed[name], tensor):
+            check([f"{name} is there twice, with different values"], where)
+        renamed[name] = tensor
+    return renamed
+
+
+def to_ours(config_fields, tensors, where):
+    """(model class, configuration, {name: tensor})."""
+    if config_fields.get("model_type", "reformer") != "reformer":
+        raise ValueError(f"`model_type` is {config_fields['model_type']!r}, but must be 'reformer'.")
+    tensors = modern_names(tensors, where)
+    model_class = model_class_of(config_fields, tensors)
+    config = hf_reformer.ReformerConfig.from_dict(config_fields)
+    match_by_name(entries_of(model_class, config), tensors, where)
+    return model_class, config, tensors
+
+
+def config_for_transformers(config):
+    """The fields that transformers understands, as a dictionary.
+
+    Raises:
+        ValueError: the model computes something that transformers cannot.
+    """
+    foreign = sorted({kind for kind in config.attn_layers if kind not in THEIR_LAYERS})
+    if foreign:
+        raise ValueError(f"`attn_layers` holds {foreign}, which transformers' Reformer cannot compute.")
+    if not config.allow_duplicate_attention:
+        raise ValueError("`allow_duplicate_attention` is False, which transformers' Reformer cannot compute.")
+    fields = {name: value for name, value in config.to_dict().items() if name not in (*OURS_ONLY, "auto_map")}
+    if config.uses("lsh") and config.num_buckets is None:
+        factors = config.bucket_factors("lsh")
+        fields["num_buckets"] = factors[0] if len(factors) == 1 else factors
+    return fields
