@@ -1,6 +1,7 @@
 """The Reformer as a Hugging Face model package."""
 
 from .auto import register
+from .caching import ReformerCache
 from .configuration_reformer import ReformerConfig
 from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
 from .modeling_reformer import (
@@ -18,6 +19,7 @@ register()
 
 __all__ = [
     "ReformerByteTokenizer",
+    "ReformerCache",
     "ReformerConfig",
     "ReformerForCausalLM",
     "ReformerForMaskedLM",

@@ -55,6 +55,22 @@ class ReformerSelfAttention(nn.Module):
         vectors = {n: getattr(self, n)(hidden_states).unflatten(-1, (self.heads, -1)) for n in self.projections}
         return vectors.get("query", vectors.get("query_key")), vectors.get("key"), vectors["value"]
 
+    def forward(self, hidden_states, cache=None, rotations=None, output_attentions=False, **arguments):
+        """(B, L, hidden) -> `SelfAttentionOutput`. A `cache` (a layer of `ReformerCache`) is added to; what it holds
+        already stands before the L tokens."""
+        vectors = self.project(hidden_states)
+        if cache is not None and cache.get_seq_length() > 0:
+            attended, probabilities = cache.attend(self, *vectors, rotations)
+            return SelfAttentionOutput(attended.flatten(2), None, probabilities if output_attentions else None)
+        attended = self.attend_all(*vectors, rotations=rotations, output_attentions=output_attentions, **arguments)
+        if cache is not None:
+            cache.fill(self, *vectors, rotations, attended.routing)
+        return attended
+
+    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
+        """Attention over the whole sequence, (B, L, H, D) each -> `SelfAttentionOutput`."""
+        raise NotImplementedError
+
     def sample_rotations(self, num_hashes, device, dtype):
         """Rotations for one forward pass, drawn before anything else is; None for layers that do not hash."""
         return None
@@ -114,10 +130,10 @@ class LocalSelfAttention(ReformerSelfAttention):
     later ones as `local_num_chunks_after` says) and itself. Padding is not counted, wherever it stands.
     """
 
-    def forward(self, hidden_states, real_tokens=None, routing=None, output_attentions=False, **unused):
-        batch, length = hidden_states.shape[:2]
+    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
+        batch, length = v.shape[:2]
         padded = self.padded_length(length)
-        q, k, v = (_pad(x, padded) for x in self.project(hidden_states))
+        q, k, v = (_pad(x, padded) for x in (q, k, v))
         if self.strict and real_tokens is not None:
             if routing is None:
                 one_bucket = torch.zeros(batch, 1, 1, padded, dtype=torch.int32, device=v.device)
@@ -147,10 +163,10 @@ class LSHSelfAttention(ReformerSelfAttention):
     def sample_rotations(self, num_hashes, device, dtype):
         return hash_rotations(self.config, self.layer_type, self.layer_idx, num_hashes, self.training, device, dtype)
 
-    def forward(self, hidden_states, real_tokens=None, rotations=None, routing=None, output_attentions=False, **unused):
-        batch, length = hidden_states.shape[:2]
+    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
+        batch, length = v.shape[:2]
         padded = self.padded_length(length)
-        q, _, v = (None if x is None else _pad(x, padded) for x in self.project(hidden_states))
+        q, v = _pad(q, padded), _pad(v, padded)
         real_tokens = _real(real_tokens, v, padded, length)
         if not self.strict and padded <= self.chunk_length:
             layout = self.make_layout((batch, padded), v.device, exclude_self=True, real_tokens=real_tokens)
@@ -175,8 +191,7 @@ class LSHSelfAttention(ReformerSelfAttention):
 class FullSelfAttention(ReformerSelfAttention):
     """`"full"`: ordinary attention, softmax(q k / sqrt(D)) v over all tokens, the baseline."""
 
-    def forward(self, hidden_states, real_tokens=None, output_attentions=False, **unused):
-        q, k, v = self.project(hidden_states)
+    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
         attended, probabilities = full_attention(
             q, k, v, causal=self.config.is_decoder, real_tokens=real_tokens,
             dropout=self.dropout if self.training else 0.0, output_attentions=output_attentions,

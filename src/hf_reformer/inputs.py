@@ -11,8 +11,9 @@ from .losses import IGNORED
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes):
-    """Token ids (B, L) or embeddings (B, L, hidden), a mask (B, L), a number of hash rounds. Returns (B, L)."""
+def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, past=0):
+    """Token ids (B, L) or embeddings (B, L, hidden) that follow `past` tokens in a cache, a mask (B, past + L), a number of
+    hash rounds. Returns (B, L)."""
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"Exactly one of `input_ids` and `inputs_embeds` must be given, not {given}.")
@@ -24,17 +25,19 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes):
         fits = tokens.dim() == 3 and tokens.shape[-1] == config.hidden_size
         _check_shape(name, tokens, fits, f"(batch, length, {config.hidden_size})")
     shape = tuple(tokens.shape[:2])
-    if shape[0] < 1 or not 1 <= shape[1] <= config.maximum_length:
+    if shape[0] < 1 or not 1 <= shape[1] <= config.maximum_length - past:
         limit = "`max_position_embeddings`" + (" and `axial_pos_shape`" if config.axial_pos_embds else "")
+        cached = f", {past} of which are in the cache" if past else ""
         raise ValueError(
             f"`{name}` has {shape[0]} rows of {shape[1]} tokens, but must have at least one row of 1 to "
-            f"{config.maximum_length} tokens (from {limit})."
+            f"{config.maximum_length - past} tokens ({config.maximum_length} from {limit}{cached})."
         )
     if inputs_embeds is None:
         _check_range(name, tokens, config.vocab_size, "`vocab_size`")
     if attention_mask is not None:
-        _check_shape("attention_mask", attention_mask, tuple(attention_mask.shape) == shape, f"{shape}")
-        _check_mask(attention_mask)
+        allowed = (shape[0], past + shape[1])
+        _check_shape("attention_mask", attention_mask, tuple(attention_mask.shape) == allowed, f"{allowed}")
+        _check_mask(attention_mask[:, past:])
     if num_hashes is not None and (isinstance(num_hashes, bool) or not isinstance(num_hashes, int) or num_hashes < 1):
         raise ValueError(f"`num_hashes` is {num_hashes!r}, but must be an integer of at least 1.")
     return shape

@@ -25,6 +25,8 @@ class ReformerEmbeddings(nn.Module):
     def forward(self, input_ids, position_ids, inputs_embeds=None):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
+        if self.training:  # positions drop other features in every example
+            position_ids = position_ids.expand(len(inputs_embeds), -1)
         return self.dropout(inputs_embeds) + self.position_embeddings(position_ids)
 
 
@@ -65,17 +67,22 @@ class ReformerLayer(nn.Module):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ReformerFeedForward(config)
 
-    def forward(self, x1, x2, real_tokens=None, num_hashes=None, output_attentions=False, tape=None):
+    def forward(self, x1, x2, real_tokens=None, num_hashes=None, output_attentions=False, tape=None, cache=None):
         """(B, L, hidden) twice -> the same twice, and the attention probabilities or None.
 
-        With a `tape` nothing is kept for backward (`config.reversible`).
+        With a `tape` nothing is kept for backward (`config.reversible`). A `cache` (a layer of `ReformerCache`) holds the
+        tokens before these, and the rotations they were hashed with.
         """
         num_hashes = self.num_hashes if num_hashes is None else num_hashes
-        rotations = self.attention.self_attention.sample_rotations(num_hashes, x2.device, x2.dtype)
+        rotations = None if cache is None else cache.rotations
+        if rotations is None:
+            rotations = self.attention.self_attention.sample_rotations(num_hashes, x2.device, x2.dtype)
         arguments = {"real_tokens": real_tokens, "rotations": rotations, "output_attentions": output_attentions}
         if tape is not None:
             return reversible_layer(tape, self.attention, self.feed_forward, x1, x2, bottom=self.bottom, **arguments)
-        attended = self.attention(x2, **arguments)
+        if cache is not None:
+            cache.rotations = rotations
+        attended = self.attention(x2, cache=cache, **arguments)
         y1 = x1 + attended.hidden_states
         return y1, x2 + self.feed_forward(y1), attended.attentions
 
@@ -97,11 +104,14 @@ class ReformerEncoder(nn.Module):
         self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, **arguments):
+    def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, cache=None, **arguments):
+        """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then."""
         tape = Tape() if self.reversible and torch.is_grad_enabled() else None
         y1 = y2 = as_streams(hidden_states, tape)
         all_hidden_states, attentions = [y2], []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if cache is not None:
+                arguments["cache"] = cache.layers[index]
             y1, y2, probabilities = self._run(
                 layer, y1, y2, tape=tape, output_attentions=output_attentions, **arguments
             )

@@ -4,22 +4,32 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .caching import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
+from .generation import ReformerGenerationMixin, check_cache
 from .inputs import check_inputs, check_labels, check_position_ids
 from .layers import ReformerEmbeddings, ReformerEncoder
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
 from .positions import AxialPositionEmbeddings
 
 
+class _OldCacheName:
+    """The cache under the name it had in the Reformer of transformers."""
+
+    @property
+    def past_buckets_states(self):
+        return self.past_key_values
+
+
 @dataclass
-class ReformerModelOutput(ModelOutput):
+class ReformerModelOutput(_OldCacheName, ModelOutput):
     """What `ReformerModel` returns.
 
     last_hidden_state: (B, L, 2 * hidden), both streams side by side after the layer norm.
@@ -31,6 +41,10 @@ class ReformerModelOutput(ModelOutput):
     past_key_values: object | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class ReformerCausalLMOutput(_OldCacheName, CausalLMOutputWithPast):
+    """What `ReformerModelWithLMHead` returns."""
 
 
 class ReformerPreTrainedModel(PreTrainedModel):
@@ -97,10 +111,15 @@ class ReformerModel(ReformerPreTrainedModel):
 
         Args:
             input_ids: (B, L) token ids; or `inputs_embeds`: (B, L, hidden). Any L from 1 to `config.maximum_length`.
-            attention_mask: (B, L), 1 for tokens, 0 for padding (on either side), or None.
-            position_ids: (B, L) or (1, L), below `config.maximum_length`. Default: 0, 1, 2, ...; padding is not counted
-                where no layer is of a published type.
+            attention_mask: (B, L), 1 for tokens, 0 for padding (on either side), or None. With a cache that holds P
+                tokens (B, P + L), of which only the last L columns are read: what was padding stays padding.
+            position_ids: (B, L) or (1, L), below `config.maximum_length`. Default: 0, 1, 2, ..., or on from what is cached;
+                padding is not counted where no layer is of a published type.
             num_hashes: rounds of hashing, instead of `config.num_hashes`.
+            past_key_values: a `ReformerCache`, which is added to; the L tokens follow those in it. The old name
+                `past_buckets_states` is understood too.
+            use_cache: make a new cache and return it. Default: `config.use_cache` for causal models in evaluation
+                without gradients, else False. No gradient flows through a forward with a cache.
             output_hidden_states: hand out the second stream below, between and above the layers, (B, L, hidden) each.
             output_attentions: hand out the probabilities, without gradient: (B, H, chunks of all rounds, chunk length,
                 window) or, of layers that do not chunk, (B, H, L, L).
@@ -109,42 +128,64 @@ class ReformerModel(ReformerPreTrainedModel):
             ValueError: for inputs of a wrong shape or range.
         """
         config = self.config
-        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes)
-        if past_key_values is not None or past_buckets_states is not None:
-            raise ValueError("`past_key_values` must be None: cached decoding is not implemented yet.")
-        real_tokens = self._real_tokens(attention_mask)
+        cache = self._cache(past_buckets_states if past_key_values is None else past_key_values, use_cache)
+        past = 0 if cache is None else cache.get_seq_length()
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, past)
+        real_tokens = self._real_tokens(attention_mask, shape[1])
+        if cache is not None:
+            cache.check(shape[0], num_hashes)
+            num_hashes = cache.num_hashes if num_hashes is None and past > 0 else num_hashes
         if position_ids is None:
             device = (input_ids if inputs_embeds is None else inputs_embeds).device
-            position_ids = self._default_positions(shape[1], real_tokens, device)
+            position_ids = self._default_positions(shape[1], real_tokens, device, cache)
         else:
             check_position_ids(config, position_ids, shape)
-        encoded = self.encoder(
-            self.embeddings(input_ids, position_ids, inputs_embeds),
-            real_tokens=real_tokens,
-            num_hashes=num_hashes,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-        )
+        if cache is not None:
+            cache.begin(shape[1], shape[0], real_tokens, config.num_hashes if num_hashes is None else num_hashes)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            encoded = self.encoder(
+                self.embeddings(input_ids, position_ids, inputs_embeds),
+                real_tokens=real_tokens,
+                num_hashes=num_hashes,
+                output_hidden_states=(
+                    config.output_hidden_states if output_hidden_states is None else output_hidden_states
+                ),
+                output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+                cache=cache,
+            )
         return ReformerModelOutput(
             last_hidden_state=encoded.last_hidden_state,
+            past_key_values=cache,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
 
+    def _cache(self, past, use_cache):
+        """The cache to add to: the given one, a new one, or None."""
+        if past is not None:
+            if not self.config.is_decoder:
+                raise ValueError("`past_key_values` must be None where `config.is_decoder` is False.")
+            return check_cache(past)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not torch.is_grad_enabled()
+        return ReformerCache(self.config) if use_cache and self.config.is_decoder and not self.training else None
+
     @staticmethod
-    def _real_tokens(attention_mask):
-        """(B, L) bool, or None where nothing is padding, which is faster."""
+    def _real_tokens(attention_mask, length):
+        """(B, L) bool for the last `length` tokens, or None where nothing is padding, which is faster."""
         if attention_mask is None:
             return None
-        real_tokens = attention_mask.to(torch.bool)
+        real_tokens = attention_mask[:, -length:].to(torch.bool)
         if not torch.compiler.is_compiling() and bool(real_tokens.all()):
             return None
         return real_tokens
 
-    def _default_positions(self, length, real_tokens, device):
-        if real_tokens is None or self.config.uses(*PUBLISHED_LAYERS):
-            return torch.arange(length, device=device)[None]
-        return (real_tokens.long().cumsum(1) - 1).clamp(min=0)
+    def _default_positions(self, length, real_tokens, device, cache=None):
+        past = 0 if cache is None else cache.get_seq_length()
+        if self.config.uses(*PUBLISHED_LAYERS):
+            return torch.arange(past, past + length, device=device)[None]
+        tokens = CachedTokens() if cache is None else cache.tokens
+        return tokens.next_positions(real_tokens, length, device)
 
 
 class ReformerOnlyLMHead(nn.Module):
@@ -191,7 +232,7 @@ class _LanguageModel(ReformerPreTrainedModel):
         return loss, logits
 
 
-class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
+class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
     """The causal language model (`config.is_decoder` must be true): position t predicts token t + 1."""
 
     def __init__(self, config: ReformerConfig):
@@ -222,7 +263,7 @@ class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
         num_items_in_batch: int | torch.Tensor | None = None,
         shift_labels: torch.LongTensor | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> ReformerCausalLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) the mean cross entropy of the next token.
 
         Args:
@@ -238,7 +279,7 @@ class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
             num_hashes=num_hashes,
             past_key_values=past_key_values,
             past_buckets_states=past_buckets_states,
-            use_cache=use_cache,
+            use_cache=False if use_cache is None and not (labels is None and shift_labels is None) else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
@@ -250,10 +291,11 @@ class ReformerModelWithLMHead(_LanguageModel, GenerationMixin):
             shift_labels = next_token_labels(labels)
         if shift_labels is None:
             hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        loss, logits = self._loss_and_logits(hidden_states, shift_labels, num_items_in_batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and outputs.past_key_values is None):
+            loss, logits = self._loss_and_logits(hidden_states, shift_labels, num_items_in_batch)
         if shift_labels is not None and logits is not None:
             logits = slice_logits_to_keep(logits, logits_to_keep)
-        return CausalLMOutputWithPast(
+        return ReformerCausalLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,

@@ -1,0 +1,199 @@
+"""What one layer of a `ReformerCache` remembers, and its attention to it: layers that do not hash.
+
+Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens so far, C slots there is room for.
+"""
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from .configuration_reformer import SHARED_QK_LAYERS
+from .decoding import (
+    BLOCK_QUERIES,
+    attend,
+    capacity,
+    first_of_window,
+    own_chunk_repeats,
+    sees_all,
+    sees_chunks,
+    sees_window,
+    unit_key_scale,
+)
+
+
+class ReformerCacheLayer(CacheLayerMixin):
+    """Keys and values of one layer, and its part of the decoding. A module calls `fill` with the first piece, which it
+    attends over by itself, and `attend` with each one after."""
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, config, layer_type, tokens, reserve=0):
+        super().__init__()
+        self.config, self.layer_type, self.tokens, self.reserve = config, layer_type, tokens, reserve
+        self.shared = layer_type in SHARED_QK_LAYERS
+        self.length = 0
+        self.scales = None  # (B, H, C), with shared queries and keys
+        self.rotations = None  # the ones that everything in this cache is hashed with
+
+    # --- what transformers asks of a cache layer
+
+    def lazy_initialization(self, key_states, value_states):
+        """Empty buffers for keys and values (B, H, n, D)."""
+        self.dtype, self.device = value_states.dtype, value_states.device
+        self._make_room(value_states.shape[0], value_states.shape[1], value_states.shape[3], value_states.shape[2])
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Stores keys and values (B, H, n, D); returns those of all tokens."""
+        if not self.is_initialized or (self.length == 0 and self._of_another_kind(value_states)):
+            self.lazy_initialization(key_states, value_states)
+        start, end = self.length, self.length + value_states.shape[2]
+        if end > self.keys.shape[2]:
+            self._make_room(*value_states.shape[:2], value_states.shape[3], end)
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        if self.shared:
+            self.scales[:, :, start:end] = unit_key_scale(key_states)
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self):
+        return self.length
+
+    def get_max_length(self):
+        return -1
+
+    def get_mask_sizes(self, query_length):
+        return self.length + query_length, 0
+
+    def reset(self):
+        """Forgets everything, the rotations too; keeps the memory."""
+        self.crop_to(0)
+        self.rotations = None
+
+    def crop(self, tokens_to_remove):
+        """Takes back the latest tokens; a number of at most 0, as everywhere in transformers."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"`tokens_to_remove` is {tokens_to_remove}, but must be at most 0: -n removes n tokens.")
+        if tokens_to_remove < 0:
+            self.crop_to(max(0, self.length + tokens_to_remove))
+
+    def reorder_cache(self, beam_idx):
+        self.select_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats):
+        self.select_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices):
+        self.select_rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+
+    # --- what our modules ask of it
+
+    def fill(self, module, q, k, v, rotations, routing):
+        """The first piece, (B, n, H, D) each (k None where it is q), over which `module` attended by itself."""
+        self.store(q, k, v)
+
+    def attend(self, module, q, k, v, rotations):
+        """A later piece, (B, n, H, D) each: its output (B, n, H, D), and the probabilities (B, H, n, K)."""
+        raise NotImplementedError
+
+    def store(self, q, k, v):
+        """(B, n, H, D) each. Returns the slot of the first."""
+        start = self.length
+        self.update((q if k is None else k).detach().transpose(1, 2), v.detach().transpose(1, 2))
+        return start
+
+    def crop_to(self, length):
+        self.length = length
+
+    def select_rows(self, select):
+        """Applies `select` to every tensor with a batch dimension."""
+        if self.length > 0:
+            for name in ("keys", "values", "scales"):
+                self._select_used(name, select, dim=2)
+            if self.rotations is not None and self.rotations.dim() == 5:
+                self.rotations = select(self.rotations)
+
+    def real(self):
+        """(B, L) bool or None."""
+        return None if self.tokens.real is None else self.tokens.real[:, : self.length]
+
+    def _of_another_kind(self, values):
+        return (self.values.shape[0], self.dtype, self.device) != (values.shape[0], values.dtype, values.device)
+
+    def _select_used(self, name, select, dim):
+        """`select` on a buffer, without copying what is not in use."""
+        old = getattr(self, name)
+        if old is None:
+            return
+        used = select(old.narrow(dim, 0, self.length))
+        new = old.new_empty((used.shape[0], *old.shape[1:]))
+        new.narrow(dim, 0, self.length).copy_(used)
+        setattr(self, name, new)
+
+    def _make_room(self, batch, heads, size, length):
+        room = capacity(length, self.reserve, self.config.maximum_length)
+        self.keys = self._grown(self.keys, (batch, heads, room, size), self.dtype, 2)
+        self.values = self._grown(self.values, (batch, heads, room, size), self.dtype, 2)
+        if self.shared:
+            wide = torch.promote_types(self.dtype, torch.float32)
+            self.scales = self._grown(self.scales, (batch, heads, room), wide, 2)
+        return room
+
+    def _grown(self, old, shape, dtype, dim):
+        new = torch.empty(shape, dtype=dtype, device=self.device)
+        if old is not None and self.length > 0:
+            new.narrow(dim, 0, self.length).copy_(old.narrow(dim, 0, self.length))
+        return new
+
+
+class SharedWindowCacheLayer(ReformerCacheLayer):
+    """Layer types whose heads all see the same keys: `"local"`, `"strict_local"`, `"full"`, `"full_shared_qk"`."""
+
+    def attend(self, module, q, k, v, rotations):
+        start = self.store(q, k, v)
+        q_BHnD = q.transpose(1, 2)
+        outputs, probabilities = [], None
+        for block in range(start, self.length, BLOCK_QUERIES):
+            end = min(block + BLOCK_QUERIES, self.length)
+            out, probabilities = self.attend_block(module, q_BHnD[:, :, block - start : end - start], block, end)
+            outputs.append(out)
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        return out.transpose(1, 2), probabilities if len(outputs) == 1 else None
+
+    def attend_block(self, module, q, start, end):
+        first, seen, weights = self.window(module, start, end)
+        keys, values = self.keys[:, :, first:end], self.values[:, :, first:end]
+        scale = self.scales[:, :, None, first:end] if self.shared else q.shape[-1] ** -0.5
+        return attend(q, keys, values, scale, seen, weights, self.values[:, :, start:end] if self.shared else None)
+
+    def window(self, module, start, end):
+        """First slot that matters to queries in the slots from `start` to `end`, which keys from there on each query
+        sees (None: all of them), and how often each counts (None: once)."""
+        real, device = self.real(), self.device
+        real = None if real is None else real[:, :end]
+        alone = end - start == 1 and real is None
+        if self.layer_type in ("full", "full_shared_qk"):
+            return 0, None if alone and not self.shared else sees_all(start, end, self.shared, real, device), None
+        if self.layer_type == "strict_local":
+            window = module.before * module.chunk_length
+            first = first_of_window(start, window, real if self.tokens.holes else None)
+            return first, None if alone else sees_window(start, end, first, window, real, device), None
+        return self.chunk_window(module, start, end, real, alone)
+
+    def chunk_window(self, module, start, end, real, alone):
+        chunk, padded = module.chunk_length, module.padded_length(self.length)
+        before = module.before if padded <= chunk else min(module.before, padded // chunk - 1)
+        first = max(0, (start // chunk - before) * chunk)
+        seen = None if alone else sees_chunks(start, end, first, chunk, before, real, self.device)
+        repeats = own_chunk_repeats(padded, chunk, module.before, module.after)
+        if repeats == 1:
+            return first, seen, None
+        slots = torch.arange(first, end, device=self.device)
+        own = slots // chunk == slots[start - first :, None] // chunk
+        return first, seen, torch.where(own, float(repeats), 1.0).to(self.scale_dtype)
+
+    @property
+    def scale_dtype(self):
+        return torch.promote_types(self.dtype, torch.float32)

@@ -1,0 +1,138 @@
+"""The cache for generation, a transformers `Cache`: what each layer must remember so that new tokens cost little.
+
+Every layer keeps keys and values of all tokens in buffers with room to grow (so the cache can be cropped exactly), and
+reads of them only what its attention looks at: the latest window (`"local"`, `"strict_local"`), the latest members of the
+token's buckets (`"strict_lsh"`), the window in sorted order (`"lsh"`), or everything (`"full"`, `"full_shared_qk"`). Layers
+that share queries and keys keep the vectors before they are normalised, and the factor that normalises each.
+
+For the strict and full types what comes out is the full forward's output, token for token, however the tokens are cut
+into pieces. For `"local"` and `"lsh"` a new piece attends where the full forward over all tokens so far would put it; but
+the full forward would also let earlier tokens attend elsewhere now (`"lsh"` moves its chunk borders), and what is
+cached of them in the layers above stays as it was.
+
+Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens so far, C slots there is room for.
+"""
+
+import torch
+from transformers.cache_utils import Cache
+
+from .cache_layers import SharedWindowCacheLayer
+from .configuration_reformer import LSH_LAYERS
+from .lsh_cache_layers import LSHCacheLayer, StrictLSHCacheLayer
+
+
+class CachedTokens:
+    """Which slots hold real tokens, shared by all layers of a cache.
+
+    Attributes:
+        length: L, including the piece that is being run.
+        real: (B, L) bool, or None while no padding has been met.
+        holes: whether padding may stand behind a real token.
+    """
+
+    def __init__(self):
+        self.length, self.real, self.holes = 0, None, False
+
+    def add(self, new_tokens, real, batch):
+        """Adds a piece; real: (B, n) bool, or None where all are real."""
+        if real is not None and self.real is None:
+            self.real = torch.ones(batch, self.length, dtype=torch.bool, device=real.device)
+        self.length += new_tokens
+        if self.real is None:
+            return
+        if real is None:
+            real = torch.ones(batch, new_tokens, dtype=torch.bool, device=self.real.device)
+        else:  # padding in front of all real tokens is no hole
+            ahead = self.real.any(1, keepdim=True) | (real.cumsum(1) > 0)
+            self.holes = self.holes or bool((ahead & ~real).any())
+        self.real = torch.cat([self.real, real], 1)
+
+    def next_positions(self, real, new_tokens, device):
+        """Positions of the next `new_tokens` tokens where padding is not counted, (B or 1, n)."""
+        if self.real is None and real is None:
+            return torch.arange(self.length, self.length + new_tokens, device=device)[None]
+        past = self.length if self.real is None else self.real.sum(1, keepdim=True)
+        steps = torch.arange(1, new_tokens + 1, device=device)[None] if real is None else real.long().cumsum(1)
+        return (past + steps - 1).clamp(min=0)
+
+    def crop(self, length):
+        self.length = length
+        self.real = None if self.real is None or length == 0 else self.real[:, :length]
+        self.holes = self.holes and self.real is not None
+
+    def select_rows(self, select):
+        self.real = None if self.real is None else select(self.real)
+
+
+def _layer_class(layer_type):
+    if layer_type not in LSH_LAYERS:
+        return SharedWindowCacheLayer
+    return StrictLSHCacheLayer if layer_type == "strict_lsh" else LSHCacheLayer
+
+
+class ReformerCache(Cache):
+    """What a causal Reformer remembers of the tokens it has seen; pass it as `past_key_values`, it is changed in place.
+
+    Supports everything that transformers does with a cache: `crop`, `reorder_cache`, `batch_repeat_interleave`,
+    `batch_select_indices`, `reset`, and `copy.deepcopy` to continue one prompt in several ways.
+
+    Args:
+        config: of the model.
+        reserve: tokens to make room for at once (memory grows by itself, this only saves copying).
+    """
+
+    def __init__(self, config, reserve: int = 0):
+        self.tokens = CachedTokens()
+        layers = [_layer_class(kind)(config, kind, self.tokens, reserve) for kind in config.attn_layers]
+        super().__init__(layers=layers)
+        self.num_hashes = None
+
+    def begin(self, new_tokens, batch, real, num_hashes):
+        """Called before the layers run over a new piece; real: (B, n) bool or None."""
+        if self.tokens.length != self.get_seq_length():  # an earlier forward did not get to its end
+            self.tokens.crop(min(layer.length for layer in self.layers))
+            for layer in self.layers:
+                layer.crop_to(self.tokens.length)
+        if self.tokens.length == 0:
+            self.num_hashes = num_hashes
+            for layer in self.layers:
+                layer.rotations = None
+        self.tokens.add(new_tokens, real, batch)
+
+    def check(self, batch, num_hashes):
+        """Whether a piece of `batch` rows, with this many rounds (None: the same as before), goes with what is cached."""
+        if self.get_seq_length() == 0:
+            return
+        if batch != len(self.layers[0].keys):
+            raise ValueError(
+                f"`past_key_values` holds {len(self.layers[0].keys)} rows, but the input has {batch}: they must agree."
+            )
+        if num_hashes is not None and num_hashes != self.num_hashes:
+            raise ValueError(
+                f"`num_hashes` is {num_hashes}, but must be {self.num_hashes}, with which `past_key_values` was hashed."
+            )
+
+    def crop(self, tokens_to_remove):
+        super().crop(tokens_to_remove)
+        self.tokens.crop(self.get_seq_length())
+
+    def reset(self):
+        super().reset()
+        self.tokens.crop(0)
+
+    def reorder_cache(self, beam_idx):
+        if beam_idx.device.type == "cpu" and torch.equal(beam_idx, torch.arange(len(self.layers[0].keys))):
+            return
+        super().reorder_cache(beam_idx)
+        self.tokens.select_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats):
+        super().batch_repeat_interleave(repeats)
+        self.tokens.select_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.tokens.select_rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+
+
+__all__ = ["ReformerCache"]

@@ -1,0 +1,52 @@
+"""Hooks into transformers' `generate`: it makes a `ReformerCache`, and refuses to start what would not fit."""
+
+from transformers import GenerationMixin
+
+from .caching import ReformerCache
+
+
+class ReformerGenerationMixin(GenerationMixin):
+    """`generate` for causal Reformers. Raises `ValueError` before any work where the text would not fit."""
+
+    def _prepare_generated_length(self, generation_config, has_default_max_length, **arguments):
+        """Without `max_length` and `max_new_tokens`: 20 new tokens, as everywhere, or as many as fit."""
+        prepared = super()._prepare_generated_length(
+            generation_config=generation_config, has_default_max_length=has_default_max_length, **arguments
+        )
+        if has_default_max_length and generation_config.max_new_tokens is None:
+            prepared.max_length = min(prepared.max_length, self.config.maximum_length)
+        return prepared
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
+    ):
+        past = model_kwargs.pop("past_buckets_states", None)
+        past = past if model_kwargs.get("past_key_values") is None else model_kwargs["past_key_values"]
+        self._check_room(generation_config, max_cache_length + 1)
+        if past is not None:
+            model_kwargs["past_key_values"] = check_cache(past)
+            past._is_user_defined = True  # generate hands it back as it then is
+        elif generation_config.use_cache is not False:
+            kind = generation_config.cache_implementation
+            if kind not in (None, "dynamic"):
+                raise ValueError(
+                    f"`cache_implementation` is {kind!r}, but must be None: Reformers have their own cache."
+                )
+            model_kwargs["past_key_values"] = ReformerCache(self.config, reserve=max_cache_length)
+
+    def _check_room(self, generation_config, length):
+        if length > self.config.maximum_length:
+            given = "max_length" if generation_config.max_new_tokens is None else "max_new_tokens"
+            value = getattr(generation_config, given)
+            raise ValueError(
+                f"`{given}` is {value}, so that prompt and new tokens may become {length} tokens, but all together must be "
+                f"at most {self.config.maximum_length} (`config.maximum_length`)."
+            )
+
+
+def check_cache(past):
+    """`past`, which must be a `ReformerCache`."""
+    # by name: a checkpoint that carries its own code has a class of its own
+    if type(past).__name__ != "ReformerCache":
+        raise ValueError(f"`past_key_values` is a {type(past).__name__}, but must be a ReformerCache.")
+    return past
