@@ -112,7 +112,7 @@ def _softmax(x, layout, block):
     scores = torch.bmm(x.q, layout.windows(x.k).transpose(1, 2))
     layout.mask_(scores, block)
     if layout.correct_duplicates:
-        scores.sub_(log_counts(layout, block))
+        scores.sub_(log_counts(layout, block, scores.dtype))
     probs = torch.softmax(scores, -1)
     # softmax and two maxima are faster than a logsumexp, which would exponentiate twice
     return probs, scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log_()

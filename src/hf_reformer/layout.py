@@ -71,6 +71,22 @@ class Layout:
         return self.before + 1 + self.after
 
     @property
+    def offsets(self):
+        """Chunks of a window, seen from the query's."""
+        return range(-self.before, self.after + 1)
+
+    @property
+    def ring_chunks(self):
+        return self.chunks_per_round * (1 if self.strict else self.rounds)
+
+    @property
+    def _short_ring(self):
+        return not self.strict and max(self.before, self.after) > self.ring_chunks
+
+    def _neighbour(self, chunk, offset):
+        return (chunk + offset) % self.ring_chunks if abs(offset) < self.ring_chunks else chunk
+
+    @property
     def chunks_per_round(self):
         return self.length // self.chunk_length
 
@@ -128,7 +144,7 @@ class Layout:
         budget = BLOCK_SCORES if self.device.type == "cpu" else 64 * BLOCK_SCORES
         chunks = max(1, budget // (self.chunk_length**2 * self.window_chunks))
         rings = max(1, min(self.heads_in_batch, chunks // self.chunks_per_round))
-        chunks = min(chunks, self.chunks_per_round)
+        chunks = 1 if self._short_ring else min(chunks, self.chunks_per_round)
         for r in range(self.rounds):
             ring_start = r * self.heads_in_batch if self.strict else 0
             chunk_start = 0 if self.strict else r * self.chunks_per_round
@@ -138,12 +154,18 @@ class Layout:
                     yield Block(r, n, min(n + rings, ring_stop), c, min(c + chunks, chunk_stop))
 
     def take(self, per_ring, block):
-        """(N, S) -> (n, U): the slots of a block and of the chunks around it, round the ring's end."""
+        """(N, S) -> (n, U): the slots of a block and of the chunks around it, round the ring's end.
+
+        A neighbour further away than the ring is long is the chunk itself, as in Trax and transformers.
+        """
         start = (block.chunk - self.before) * self.chunk_length
         end = (block.chunk_end + self.after) * self.chunk_length
         rings = per_ring[block.ring : block.ring_end]
         if start >= 0 and end <= rings.shape[1]:
             return rings[:, start:end]
+        if self._short_ring:
+            chunks = rings.unflatten(1, (-1, self.chunk_length))
+            return chunks[:, [self._neighbour(block.chunk, i) for i in self.offsets]].flatten(1)
         return rings.index_select(1, torch.arange(start, end, device=rings.device) % rings.shape[1])
 
     def rows(self, block):

@@ -8,7 +8,7 @@ import torch
 SELF_MASK = -1e5  # the score that Trax and transformers give a token with itself
 
 
-def log_counts(layout, block):
+def log_counts(layout, block, dtype):
     r"""\(\log N_{ij}\) of the paper's correction (appendix A, eq. 13-16), (n * G, M, W).
 
     N_ij is the number of times that key j stands in a window of query i, over all rounds; 1 where it never does.
@@ -23,7 +23,7 @@ def log_counts(layout, block):
         return layout.windows(per_token[heads].gather(1, tokens))[:, None, :]
 
     count = _strict_counts if layout.strict else _ring_counts
-    return count(layout, of_queries, of_keys).clamp_(min=1).log_()
+    return count(layout, of_queries, of_keys).clamp_(min=1).to(dtype).log_()
 
 
 def _strict_counts(layout, of_queries, of_keys):
@@ -40,14 +40,14 @@ def _strict_counts(layout, of_queries, of_keys):
 
 def _ring_counts(layout, of_queries, of_keys):
     chunks = _ring_chunk_of_token(layout)
-    ring = layout.rounds * layout.chunks_per_round
-    total = 0
-    for query_chunk in chunks:
-        for key_chunk in chunks:
-            step = of_keys(key_chunk) - of_queries(query_chunk)
-            for offset in range(-layout.before, layout.after + 1):
-                total = total + ((step - offset) % ring == 0).to(torch.float32)
-    return total
+    return sum(_times_in_window(layout, of_keys(key) - of_queries(query)) for query in chunks for key in chunks)
+
+
+def _times_in_window(layout, step):
+    """How often a chunk that is `step` chunks ahead stands in a window."""
+    ring = layout.ring_chunks
+    offsets = [offset if abs(offset) < ring else 0 for offset in layout.offsets]
+    return sum(((step - offset) % ring == 0).to(torch.float32) for offset in offsets)
 
 
 def _slot_of_token(layout):
@@ -81,9 +81,8 @@ def self_weight(layout, dtype):
         or layout.correct_duplicates
     ):
         return 1
-    chunks, ring = _ring_chunk_of_token(layout), layout.rounds * layout.chunks_per_round
-    offsets = range(-layout.before, layout.after + 1)
-    met = torch.stack([sum(((r + o - other) % ring == 0) for other in chunks for o in offsets) for r in chunks])
+    chunks = _ring_chunk_of_token(layout)
+    met = torch.stack([sum(_times_in_window(layout, other - r) for other in chunks) for r in chunks])
     per_round = SELF_MASK + met.to(dtype).log()
     merged = torch.logsumexp(per_round, 0)
     weight = (met * (SELF_MASK - per_round).exp() * (per_round - merged).exp()).sum(0)
