@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from helpers import DROPOUT, assert_close, assert_same_tensors, build, cotangent, gradients, tiny_config, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_reformer
 
@@ -455,6 +456,54 @@ def test_error_under_fp16_autocast():
 def test_error_with_bf16_weights():
     reversible, ordinary = mean_errors(6, 0.3, autocast=False)
     assert 0 < reversible <= 1.2 * ordinary
+
+
+def inputs_of_every_half(model):
+    """Records what the layer norms of the layers are given, per layer norm: [in forward, again in backward]."""
+    seen = {}
+
+    def record(name):
+        return lambda module, inputs: seen.setdefault(name, []).append(inputs[0].detach().clone())
+
+    for name, module in model.reformer.encoder.layers.named_modules():
+        if name.endswith("layer_norm"):
+            module.register_forward_pre_hook(record(name))
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_backward_rebuilds_bit_for_bit_what_forward_saw(dtype):
+    model = pair(attn_layers=["strict_local", "strict_lsh"] * 6)[0].float()
+    seen = inputs_of_every_half(model)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = objective(model(tokens(model.config, 2, LENGTH)).logits.float())
+    loss.backward()
+    assert len(seen) == 24
+    assert {name: len(inputs) for name, inputs in seen.items()} == dict.fromkeys(seen, 2)
+    assert not [name for name, (forward, backward) in seen.items() if not torch.equal(forward, backward)]
+
+
+class Operations(TorchDispatchMode):
+    """Names of all operators that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.add(operator._schema.name)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["lsh", "strict_lsh"])
+def test_backward_does_not_sort_again(kind):
+    model = pair(attn_layers=[kind] * 3)[0]
+    with Operations() as forward:
+        loss = objective(logits_of(model))
+    with Operations() as backward:
+        loss.backward()
+    assert "aten::sort" in forward.names
+    assert "aten::bmm" in backward.names and "aten::sort" not in backward.names
 
 
 def test_streams_stay_float32_under_autocast():
