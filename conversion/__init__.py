@@ -5,6 +5,6 @@ One module and one key map per format: `trax_language_model` (Trax `ReformerLM`,
 a handful of names and calls none of what they name.
 """
 
-from .convert import Report, convert
+from .converting import Report, convert
 
 __all__ = ["Report", "convert"]

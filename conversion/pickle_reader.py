@@ -11,7 +11,7 @@ import pickletools
 
 from .pickled_names import CALLABLE, NAMES, Array, Dtype, Inert, Name, OrderedDict
 
-MAX_OPCODES = 2_000_000  # a checkpoint of 1,000 arrays has about 30,000
+MAX_OPCODES = 1_000_000  # a checkpoint of 1,000 arrays has about 30,000
 PERSISTENT = "persistent objects"  # a key of `names`: a function that checks one and gives what stands for it
 
 
