@@ -109,8 +109,15 @@ class Layout:
             return per_round.reshape(-1, self.length)
         return per_round.transpose(0, 1).reshape(self.heads_in_batch, -1)
 
+    def as_rounds(self, per_ring):
+        """(N, S, ...) -> (R, B * H, L, ...): the inverse of `as_rings`."""
+        if self.strict:
+            return per_ring.unflatten(0, (self.rounds, -1))
+        return per_ring.unflatten(1, (self.rounds, -1)).transpose(0, 1)
+
     @cached_property
-    def _ring_rows(self):
+    def ring_rows(self):
+        """(N, S) int64: the row of each slot's token in a (B * L * H, D) matrix, where row = (b * L + t) * H + h."""
         ring = torch.arange(self.heads_in_batch, device=self.device)
         base = ring // self.heads * (self.length * self.heads) + ring % self.heads
         return self.as_rings(self.tokens.to(torch.int64) * self.heads + base[:, None])
@@ -169,8 +176,8 @@ class Layout:
         return rings.index_select(1, torch.arange(start, end, device=rings.device) % rings.shape[1])
 
     def rows(self, block):
-        """(n, U) int64: rows of a block's tokens in a (B * L * H, D) matrix, where row = (b * L + t) * H + h."""
-        return self.take(self._ring_rows, block)
+        """(n, U) int64: rows of a block's tokens, see `ring_rows`."""
+        return self.take(self.ring_rows, block)
 
     def middle(self, per_block):
         """(n, U, ...) -> (n, G * M, ...): the block's own slots, without the chunks around them."""
@@ -245,3 +252,25 @@ class Layout:
     @cached_property
     def _steps_right(self):
         return self._steps.masked_fill(self._steps > self.reach_after, MASKED)
+
+    def slot_mask(self):
+        """The same as a predicate (ring, _, query slot, key slot) -> bool, for `flex_attention`; it includes the window."""
+        if self.strict:
+            first, last = (bound + torch.arange(self.length, device=self.device) for bound in self._ring_bounds)
+
+            def seen(n, _, query, key):
+                inside = (key >= torch.maximum(first[n, query], query - self.reach_before)) & (key <= last[n, query])
+                inside = inside & (key <= (query if self.causal else query + self.reach_after))
+                return inside & (key != query) if self.exclude_self else inside
+
+            return seen
+        keys, queries, chunks = self._ring_keys, self._ring_positions, self.ring_chunks
+
+        def seen(n, _, query, key):
+            step = (key // self.chunk_length - query // self.chunk_length + self.before) % chunks
+            inside = (step < self.window_chunks) & (keys[n, key] <= self.length)
+            if self.causal:
+                inside = inside & (keys[n, key] <= queries[n, query])
+            return inside & (keys[n, key] != queries[n, query]) if self.exclude_self else inside
+
+        return seen

@@ -58,11 +58,21 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "past_buckets_states"]
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
+    _supports_sdpa = True
+    _supports_flex_attn = True
 
     def __init__(self, config, *args, **kwargs):
         if hasattr(config, "validate_reformer"):
             config.validate_reformer()
         super().__init__(config, *args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
+        """`"eager"` by default: what was measured fastest (see `blocks.py`); `"sdpa"` and `"flex_attention"` on request."""
+        if requested_attention not in (None, "eager", "sdpa", "flex_attention"):
+            raise ValueError(
+                f"`attn_implementation` is {requested_attention!r}, but must be 'eager', 'sdpa' or 'flex_attention'."
+            )
+        return "eager" if requested_attention is None else requested_attention
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -165,7 +175,8 @@ class ReformerModel(ReformerPreTrainedModel):
         if past is not None:
             if not self.config.is_decoder:
                 raise ValueError("`past_key_values` must be None where `config.is_decoder` is False.")
-            return check_cache(past)
+            check_cache(past).settle()
+            return past
         if use_cache is None:
             use_cache = self.config.use_cache and not torch.is_grad_enabled()
         return ReformerCache(self.config) if use_cache and self.config.is_decoder and not self.training else None
