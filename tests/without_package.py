@@ -1,0 +1,41 @@
+"""Run as a script: loads checkpoints in a process in which `hf_reformer` cannot be imported; prints a line of JSON each.
+
+`python without_package.py JOBS`: a JSON list of [checkpoint, auto class, trust_remote_code, length, new tokens].
+"""
+
+import json
+import sys
+
+
+class NoPackage:
+    """Stands before every other finder and finds our package nowhere."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in ("hf_reformer", "conversion"):
+            raise ModuleNotFoundError(f"No module named {name!r} (kept away by the test)", name=name)
+
+
+def answer(checkpoint, auto_class, trust, length, new_tokens):
+    import torch
+    import transformers
+
+    try:
+        model = getattr(transformers, auto_class).from_pretrained(checkpoint, trust_remote_code=trust).eval()
+    except Exception as error:
+        return {"error": str(error)}
+    tokens = torch.arange(length)[None] % model.config.vocab_size
+    with torch.no_grad():
+        output = model(tokens)[0]
+    result = {"class": f"{type(model).__module__}.{type(model).__name__}", "output": output.flatten().tolist()}
+    if new_tokens:
+        mask = torch.ones_like(tokens)
+        generated = model.generate(tokens, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False)
+        result["generated"] = generated[0].tolist()
+    return result
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, NoPackage)
+    for job in json.loads(sys.argv[1]):
+        print("ANSWER " + json.dumps(answer(*job)), flush=True)
