@@ -84,7 +84,8 @@ class ReformerSelfAttention(nn.Module):
 
     def attend(self, q, k, v, layout, length, output_attentions):
         """Chunked attention over padded vectors (B, layout.length, H, D), cut back to `length` tokens."""
-        attended = chunked_attention(q, k, v, layout, self.window_dropout(layout, v.dtype))
+        implementation = self.config._attn_implementation
+        attended = chunked_attention(q, k, v, layout, self.window_dropout(layout, v.dtype), implementation)
         probabilities = None
         if output_attentions:
             probabilities = attention_probabilities(q, k, v, layout)
