@@ -102,6 +102,7 @@ def assert_same_tensors(actual, expected, tolerance):
     Tensors that are a thousand times smaller than the largest one are compared on that scale.
     """
     assert actual.keys() == expected.keys(), f"only in one of the two: {sorted(actual.keys() ^ expected.keys())}"
+    actual, expected = ({name: tensor.detach() for name, tensor in named.items()} for named in (actual, expected))
     floor = 1e-3 * max(float(tensor.abs().max()) for tensor in expected.values())
     wrong = {}
     for name, tensor in expected.items():
