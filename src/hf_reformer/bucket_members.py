@@ -58,13 +58,13 @@ class BucketMembers:
         """
         new = buckets.shape[-1]
         bucket = self._first_buckets + buckets
-        flat, counts, rings = bucket.view(-1), self.counts.view(-1), self.rings.view(-1)
+        flat, counts, rings = bucket.reshape(-1), self.counts.view(-1), self.rings.view(-1)
         rank = counts.index_select(0, flat).view(bucket.shape)
         if new > 1:
             rank += (bucket[..., :, None] == bucket[..., None, :]).tril_(-1).sum(-1)
         ring = bucket * self.depth
         tokens = torch.arange(start, start + new, dtype=torch.int32, device=bucket.device).expand_as(bucket)
-        rings.index_copy_(0, (ring + rank % self.depth).view(-1), tokens.reshape(-1))
+        rings.index_copy_(0, (ring + rank % self.depth).reshape(-1), tokens.reshape(-1))
         counts.index_add_(0, flat, torch.ones_like(flat))
         self.high = max(self.high, start + new)
         wanted = rank[..., None] + self._offsets
@@ -80,7 +80,7 @@ class BucketMembers:
         """
         if self.high - length > SLACK:
             return False
-        flat = (self._first_buckets + buckets).view(-1)
+        flat = (self._first_buckets + buckets).reshape(-1)
         self.counts.view(-1).index_add_(0, flat, torch.full_like(flat, -1))
         return True
 

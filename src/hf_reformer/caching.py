@@ -87,12 +87,16 @@ class ReformerCache(Cache):
         super().__init__(layers=layers)
         self.num_hashes = None
 
+    def settle(self):
+        """Takes back what a forward left that did not get to its end."""
+        shortest = min(layer.length for layer in self.layers)
+        if any(layer.length != self.tokens.length for layer in self.layers):
+            self.tokens.crop(shortest)
+            for layer in self.layers:
+                layer.crop_to(shortest)
+
     def begin(self, new_tokens, batch, real, num_hashes):
         """Called before the layers run over a new piece; real: (B, n) bool or None."""
-        if self.tokens.length != self.get_seq_length():  # an earlier forward did not get to its end
-            self.tokens.crop(min(layer.length for layer in self.layers))
-            for layer in self.layers:
-                layer.crop_to(self.tokens.length)
         if self.tokens.length == 0:
             self.num_hashes = num_hashes
             for layer in self.layers:

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from .chunked_attention import NORM_EPSILON
+from .blocks import NORM_EPSILON
 
 BLOCK_QUERIES = 256  # queries at a time against keys that they share
 GATHERED_ELEMENTS = 2**22  # elements of gathered keys at a time
@@ -64,7 +64,7 @@ def attend_members(q, keys, values, scales, members, seen, own, count_once=False
     batch, heads, room, size = keys.shape
     shape = members.shape
     rows = torch.arange(0, batch * heads * room, room, device=keys.device).view(batch, heads, 1, 1) + members
-    rows = rows.view(-1)
+    rows = rows.reshape(-1)
     weights = None
     if count_once:
         same = (members[..., :, None] == members[..., None, :]) & seen[..., None, :]

@@ -36,11 +36,11 @@ class ReformerGenerationMixin(GenerationMixin):
 
     def _check_room(self, generation_config, length):
         if length > self.config.maximum_length:
-            given = "max_length" if generation_config.max_new_tokens is None else "max_new_tokens"
-            value = getattr(generation_config, given)
+            new = generation_config.max_new_tokens
+            given = f"`max_length` is {length}" if new is None else f"`max_new_tokens` is {new}"
             raise ValueError(
-                f"`{given}` is {value}, so that prompt and new tokens may become {length} tokens, but all together must be "
-                f"at most {self.config.maximum_length} (`config.maximum_length`)."
+                f"{given}, so that prompt and new tokens may become {length} tokens, but together they must be at most "
+                f"{self.config.maximum_length} (`config.maximum_length`)."
             )
 
 

@@ -19,6 +19,17 @@ class PositionEmbeddings(nn.Module):
         return self.dropout(self.embedding(position_ids))
 
 
+class AxisWeights(nn.ParameterList):
+    """The vectors of each axis. A module that is called, so that hooks on it (offloading to the CPU) see its parameters
+    being used: (B, L) coordinates per axis -> (B, L, hidden)."""
+
+    __call__ = nn.Module.__call__
+
+    def forward(self, coordinates):
+        looked_up = (F.embedding(at, weight.flatten(0, -2)) for at, weight in zip(coordinates, self, strict=True))
+        return torch.cat(list(looked_up), dim=-1)
+
+
 class AxialPositionEmbeddings(nn.Module):
     """Positions as points of a grid of any number of axes: the vectors of a point's coordinates, side by side.
 
@@ -34,18 +45,18 @@ class AxialPositionEmbeddings(nn.Module):
         self.shape = tuple(config.axial_pos_shape)
         self.dropout = config.hidden_dropout_prob
         axes = len(self.shape)
-        self.weights = nn.ParameterList(
+        self.weights = AxisWeights(
             nn.Parameter(torch.empty(*(size if i == axis else 1 for i in range(axes)), dim))
             for axis, (size, dim) in enumerate(zip(self.shape, config.axial_pos_embds_dim, strict=True))
         )
 
     def forward(self, position_ids):
-        parts = []
-        for axis, weight in enumerate(self.weights):
-            inner = math.prod(self.shape[axis + 1 :])
-            coordinate = torch.div(position_ids, inner, rounding_mode="floor") % self.shape[axis]
-            parts.append(F.embedding(coordinate, weight.flatten(0, -2)))
-        embeddings = torch.cat(parts, dim=-1)
+        inner = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        coordinates = [
+            torch.div(position_ids, steps, rounding_mode="floor") % size
+            for steps, size in zip(inner, self.shape, strict=True)
+        ]
+        embeddings = self.weights(coordinates)
         if self.training and self.dropout > 0:
             embeddings = embeddings * F.dropout(
                 embeddings.new_ones(len(embeddings), 1, embeddings.shape[-1]), self.dropout
