@@ -55,10 +55,9 @@ class ReformerSelfAttention(nn.Module):
         vectors = {n: getattr(self, n)(hidden_states).unflatten(-1, (self.heads, -1)) for n in self.projections}
         return vectors.get("query", vectors.get("query_key")), vectors.get("key"), vectors["value"]
 
-    def forward(self, hidden_states, cache=None, rotations=None, output_attentions=False, **arguments):
-        """(B, L, hidden) -> `SelfAttentionOutput`. A `cache` (a layer of `ReformerCache`) is added to; what it holds
-        already stands before the L tokens."""
-        vectors = self.project(hidden_states)
+    def forward(self, vectors, cache=None, rotations=None, output_attentions=False, **arguments):
+        """Queries, keys and values as `project` gives them -> `SelfAttentionOutput`. A `cache` (a layer of
+        `ReformerCache`) is added to; what it holds already stands before the L tokens."""
         if cache is not None and cache.get_seq_length() > 0:
             attended, probabilities = cache.attend(self, *vectors, rotations)
             return SelfAttentionOutput(attended.flatten(2), None, probabilities if output_attentions else None)

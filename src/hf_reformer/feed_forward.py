@@ -2,10 +2,10 @@
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
 from .layer_norm import StreamLayerNorm
+from .token_chunks import in_token_chunks
 
 AUTOMATIC_ELEMENTS = 2**22  # inner activations of one chunk where the configuration leaves its size open (16 MiB)
 
@@ -51,10 +51,7 @@ class ReformerFeedForward(nn.Module):
         return self.chunk_size or max(1, AUTOMATIC_ELEMENTS // (batch_size * self.inner_size))
 
     def forward(self, hidden_states):
-        chunks = hidden_states.split(self.chunk_length(len(hidden_states)), dim=1)
-        keep = not torch.is_grad_enabled() or self.chunk_size == 0
-        outputs = [self._chunk(x) if keep else checkpoint(self._chunk, x, use_reentrant=False) for x in chunks]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-    def _chunk(self, hidden_states):
-        return self.output(self.dense(self.layer_norm(hidden_states)))
+        step = self.chunk_length(len(hidden_states))
+        if hidden_states.shape[1] <= step or (self.chunk_size == 0 and torch.is_grad_enabled()):
+            return self.output(self.dense(self.layer_norm(hidden_states)))
+        return in_token_chunks(self, step, hidden_states)

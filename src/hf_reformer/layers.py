@@ -10,6 +10,9 @@ from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
 from .reversible import Tape, anchor, as_streams, reversible_layer
+from .token_chunks import in_token_chunks
+
+MANY_TOKENS = 2**16  # beyond, token-wise modules work through chunks of so many, to bound memory
 
 
 class ReformerEmbeddings(nn.Module):
@@ -51,9 +54,24 @@ class ReformerAttention(nn.Module):
         self.self_attention = ATTENTION_CLASSES[config.attn_layers[layer_idx]](config, layer_idx)
         self.output = ReformerSelfOutput(config)
 
-    def forward(self, hidden_states, **arguments):
-        attended = self.self_attention(self.layer_norm(hidden_states), **arguments)
+    def forward(self, hidden_states, project_output=True, **arguments):
+        """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, hidden), or (B, L, H * D) without the output
+        projection."""
+        projection = _NormedProjection(self.layer_norm, self.self_attention)
+        vectors = in_token_chunks(projection, MANY_TOKENS // len(hidden_states) or 1, hidden_states)
+        attended = self.self_attention(vectors, **arguments)
+        if not project_output:
+            return attended
         return SelfAttentionOutput(self.output(attended.hidden_states), *attended[1:])
+
+
+class _NormedProjection(nn.Module):
+    def __init__(self, layer_norm, self_attention):
+        super().__init__()
+        self.layer_norm, self.self_attention = layer_norm, self_attention
+
+    def forward(self, hidden_states):
+        return self.self_attention.project(self.layer_norm(hidden_states))
 
 
 class ReformerLayer(nn.Module):
@@ -85,6 +103,15 @@ class ReformerLayer(nn.Module):
         attended = self.attention(x2, cache=cache, **arguments)
         y1 = x1 + attended.hidden_states
         return y1, x2 + self.feed_forward(y1), attended.attentions
+
+
+class _FinalNorm(nn.Module):
+    def __init__(self, layer_norm, dropout):
+        super().__init__()
+        self.layer_norm, self.dropout = layer_norm, dropout
+
+    def forward(self, y1, y2):
+        return self.dropout(self.layer_norm(torch.cat([y1, y2], dim=-1)))
 
 
 class EncoderOutput(NamedTuple):
@@ -120,7 +147,7 @@ class ReformerEncoder(nn.Module):
             all_hidden_states += [y2] if output_hidden_states else []
             attentions.append(probabilities)
         return EncoderOutput(
-            self.dropout(self.layer_norm(torch.cat([y1, y2], dim=-1))),
+            in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), MANY_TOKENS // len(y1) or 1, y1, y2),
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )

@@ -1,8 +1,10 @@
 """Losses of the heads, each with its formula in one place. Shapes: B batch, L length, V vocabulary."""
 
 import torch
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from .token_chunks import in_token_chunks
 
 IGNORED = -100
 
@@ -28,17 +30,24 @@ def token_cross_entropy(logits, labels, num_items_in_batch=None, ignore_index=IG
 def chunked_token_cross_entropy(head, hidden_states, labels, chunk, num_items_in_batch=None, ignore_index=IGNORED):
     """`token_cross_entropy(head(hidden_states), labels)`, `chunk` tokens at a time in forward and backward.
 
-    The logits (B, chunk, V) of a chunk are made again in backward, so they never exist all at once (paper section 4:
-    "we also chunk the log-probabilities at the output").
+    The logits (B, chunk, V) of a chunk are made again in backward, so they never exist all at once (paper section 4).
     """
-
-    def chunk_loss(hidden_part, labels_part):
-        return token_cross_entropy(head(hidden_part), labels_part, num_items_in_batch=1, ignore_index=ignore_index)
-
     labels = labels.to(hidden_states.device)
-    parts = zip(hidden_states.split(chunk, dim=1), labels.split(chunk, dim=1), strict=True)
-    total = sum(checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts)
-    return _per_item(total, labels, num_items_in_batch, ignore_index)
+    losses = in_token_chunks(_TokenLoss(head, ignore_index), chunk, hidden_states, labels)
+    return _per_item(losses.sum(), labels, num_items_in_batch, ignore_index)
+
+
+class _TokenLoss(nn.Module):
+    """Hidden states (B, L, 2 * hidden) and labels (B, L) -> the loss of each token (B, L), 0 where it is ignored."""
+
+    def __init__(self, head, ignore_index):
+        super().__init__()
+        self.head, self.ignore_index = head, ignore_index
+
+    def forward(self, hidden_states, labels):
+        logits = self.head(hidden_states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2)
+        return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
 
 
 def _per_item(total, labels, num_items_in_batch, ignore_index):

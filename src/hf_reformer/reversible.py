@@ -11,14 +11,13 @@ halves see in backward what they saw in forward, and no rounding flips on the wa
 with large weights under bf16 were up to 2.3 times as wrong as ordinary autograd's.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
-from torch.utils.checkpoint import get_device_states, set_device_states
+
+from .token_chunks import ReplayState, add, call_with, gradients, parts
 
 GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
 
@@ -80,40 +79,25 @@ def _residual(output, stream):
     return output if output.dtype == stream.dtype else _on_grid(output.to(stream.dtype))
 
 
-class ReplayState:
-    """State of the random generators and of autocast at one point of the forward."""
-
-    def __init__(self, tensor):
-        self.device_type = tensor.device.type
-        self.cpu_state = torch.get_rng_state()
-        self.devices, self.states = get_device_states(tensor)
-        self.autocast = {
-            "enabled": torch.is_autocast_enabled(self.device_type),
-            "dtype": torch.get_autocast_dtype(self.device_type),
-        }
-
-    @contextmanager
-    def replay(self):
-        """Inside, the state is as it was; outside, as it would be anyway."""
-        fork = {} if self.device_type == "cpu" else {"device_type": self.device_type}
-        with torch.random.fork_rng(devices=self.devices, **fork):
-            torch.set_rng_state(self.cpu_state)
-            set_device_states(self.devices, self.states, **fork)
-            with torch.autocast(self.device_type, cache_enabled=False, **self.autocast):
-                yield
-
-
 @dataclass
 class Call:
-    """One forward call of a layer: its halves, what they are given, and what they give beside the streams."""
+    """One forward call of a layer: its halves, what they are given, and what they give beside the streams.
+
+    F is an attention core, which mixes tokens, followed by an output projection, which does not.
+    """
 
     attention: torch.nn.Module
     feed_forward: torch.nn.Module
     bottom: bool
     arguments: dict[str, Any]
-    attention_names: list[str] = field(default_factory=list)
-    feed_forward_names: list[str] = field(default_factory=list)
     attentions: torch.Tensor | None = None
+    names: list[list[str]] = field(default_factory=list)
+
+    def parts(self):
+        """The three modules and their named parameters: core, output projection, feed-forward."""
+        core = {n: p for n, p in self.attention.named_parameters() if not n.startswith("output.")}
+        others = (self.attention.output, self.feed_forward)
+        return [core, *(dict(module.named_parameters()) for module in others)]
 
 
 def reversible_layer(tape, attention, feed_forward, x1, x2, bottom=False, **arguments):
@@ -121,18 +105,19 @@ def reversible_layer(tape, attention, feed_forward, x1, x2, bottom=False, **argu
 
     Args:
         tape: of this forward pass; an `anchor` above must put streams on it in backward.
-        attention: called with (x2, **arguments); its output has `hidden_states`, `routing` (given back to it as
-            `routing` in backward) and `attentions`.
+        attention: called with (x2, project_output=False, **arguments); what it returns has `hidden_states`, which
+            `attention.output` then maps token by token, `routing` (given back to it as `routing` in backward) and
+            `attentions`.
+        feed_forward: maps y1 token by token; both are called with `feed_forward.chunk_length(batch size)` tokens at a time.
         bottom: there is no layer below, and so nothing to put on the tape.
-        feed_forward: called with (y1), and in backward with chunks of it of `chunk_length(batch size)` tokens.
 
     Returns:
         y1, y2, and the attention probabilities (no gradient) or None.
     """
-    halves = [dict(module.named_parameters()) for module in (attention, feed_forward)]
-    call = Call(attention, feed_forward, bottom, arguments, *(list(half) for half in halves))
-    parameters = [p for half in halves for p in half.values()]
-    y1, y2 = _ReversibleLayer.apply(tape, call, x1, x2, *parameters)
+    call = Call(attention, feed_forward, bottom, {**arguments, "project_output": False})
+    named = call.parts()
+    call.names = [list(part) for part in named]
+    y1, y2 = _ReversibleLayer.apply(tape, call, x1, x2, *(p for part in named for p in part.values()))
     return y1, y2, call.attentions
 
 
@@ -141,78 +126,78 @@ class _ReversibleLayer(torch.autograd.Function):
     def forward(ctx, tape, call, x1, x2, *parameters):
         ctx.tape, ctx.call = tape, call
         ctx.save_for_backward(*parameters)
-        ctx.attention_state = ReplayState(x2)
-        output = call.attention(x2, **call.arguments)
-        ctx.routing, call.attentions = output.routing, output.attentions
-        y1 = x1 + _residual(output.hidden_states, x1)
-        del output
-        ctx.feed_forward_state = ReplayState(y1)
-        y2 = torch.empty_like(x2)
-        for part in _parts(call.feed_forward, y1):
-            y2[:, part] = x2[:, part] + _residual(call.feed_forward(y1[:, part]), x2)
+        ctx.core_state = ReplayState(x2)
+        core = call.attention(x2, **call.arguments)
+        ctx.routing, call.attentions = core.routing, core.attentions
+        step = call.feed_forward.chunk_length(len(x2))
+        ctx.output_state = ReplayState(x2)
+        y1 = _add_half(call.attention.output, core.hidden_states, x1, step)
+        del core
+        ctx.feed_forward_state = ReplayState(x2)
+        y2 = _add_half(call.feed_forward, y1, x2, step)
         return y1, y2
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y1, grad_y2):
         y1, y2, owned = ctx.tape.take()
-        count = len(ctx.call.attention_names)
-        parameters = [p.detach().requires_grad_(needed) for p, needed in _with_needs(ctx)]
-        x2, grad_y1, feed_forward_grads = _undo_feed_forward(ctx, y1, y2, owned, grad_y1, grad_y2, parameters[count:])
-        x1, grad_x2, attention_grads = _undo_attention(ctx, y1, x2, owned, grad_y1, grad_y2, parameters[:count])
-        if not ctx.call.bottom:
+        call = ctx.call
+        core, output, feed_forward = _split(ctx)
+        x2, grad_x1, feed_forward_grads = _undo_half(
+            call.feed_forward, *feed_forward, ctx.feed_forward_state, y1, y2, grad_y2, call, owned, grad_y1
+        )
+        del y2, grad_y1
+        attended, x2_leaf = _core_again(ctx, x2, core)
+        x1, grad_attended, output_grads = _undo_half(
+            call.attention.output, *output, ctx.output_state, attended.detach(), y1, grad_x1, call, owned
+        )
+        del y1
+        (grad_x2,), core_grads = gradients([attended], [x2_leaf], core[1], [grad_attended])
+        grad_x2 = grad_y2.add_(grad_x2) if owned else grad_x2.add_(grad_y2)
+        if not call.bottom:
             ctx.tape.put(x1, x2, owned=True)
-        return None, None, grad_y1, grad_x2, *attention_grads, *feed_forward_grads
+        return None, None, grad_x1, grad_x2, *core_grads, *output_grads, *feed_forward_grads
 
 
-def _with_needs(ctx):
-    return zip(ctx.saved_tensors, ctx.needs_input_grad[4:], strict=True)
+def _split(ctx):
+    """(names, detached parameters) of the three parts."""
+    saved = zip(ctx.saved_tensors, ctx.needs_input_grad[4:], strict=True)
+    parameters = iter([p.detach().requires_grad_(needed) for p, needed in saved])
+    return [(names, [next(parameters) for _ in names]) for names in ctx.call.names]
 
 
-def _parts(feed_forward, x):
-    step = feed_forward.chunk_length(len(x))
-    return [slice(start, start + step) for start in range(0, x.shape[1], step)]
+def _add_half(module, inputs, stream, step):
+    """stream + module(inputs), some tokens at a time."""
+    result = torch.empty_like(stream)
+    for part in parts(stream.shape[1], step):
+        result[:, part] = stream[:, part] + _residual(module(inputs[:, part]), stream)
+    return result
 
 
-def _undo_feed_forward(ctx, y1, y2, owned, grad_y1, grad_y2, parameters):
-    """x2 = y2 - G(y1), with the gradients through G, one chunk at a time."""
-    named = dict(zip(ctx.call.feed_forward_names, parameters, strict=True))
-    x2, grad_x1 = (y2 if owned else torch.empty_like(y2)), torch.empty_like(y1)
+def _undo_half(module, names, parameters, state, inputs, stream, grad_stream, call, owned, grad_inputs=None):
+    """stream - module(inputs), with the gradients for inputs (added to `grad_inputs`) and parameters, in one pass.
+
+    What is `owned` is overwritten.
+    """
+    rebuilt = stream if owned else torch.empty_like(stream)
+    grad = grad_inputs if owned and grad_inputs is not None else torch.empty_like(inputs)
     totals = [None] * len(parameters)
-    with ctx.feed_forward_state.replay():
-        for part in _parts(ctx.call.feed_forward, y1):
-            with torch.enable_grad():
-                y1_part = y1[:, part].detach().requires_grad_()
-                output = functional_call(ctx.call.feed_forward, named, (y1_part,))
-            x2[:, part] = y2[:, part] - _residual(output.detach(), x2)
-            grad_part, grads = _grads(output, y1_part, parameters, grad_y2[:, part])
-            grad_x1[:, part] = grad_y1[:, part] + grad_part
-            totals = [_add(total, grad) for total, grad in zip(totals, grads, strict=True)]
-    return x2, grad_x1, totals
+    with state.replay():
+        for part in parts(stream.shape[1], call.feed_forward.chunk_length(len(stream))):
+            leaf = inputs[:, part].detach().requires_grad_()
+            (output,) = call_with(module, names, parameters, [leaf])
+            rebuilt[:, part] = stream[:, part] - _residual(output.detach(), stream)
+            (piece,), grads = gradients([output], [leaf], parameters, [grad_stream[:, part]])
+            grad[:, part] = piece if grad_inputs is None else grad_inputs[:, part] + piece
+            totals = [add(total, more) for total, more in zip(totals, grads, strict=True)]
+    return rebuilt, grad, totals
 
 
-def _undo_attention(ctx, y1, x2, owned, grad_y1, grad_y2, parameters):
-    """x1 = y1 - F(x2), with the gradients through F."""
-    named = dict(zip(ctx.call.attention_names, parameters, strict=True))
+def _core_again(ctx, x2, core):
+    """The attention core's output, with its graph, and the leaf that stands for x2."""
+    names, parameters = core
     arguments = {**ctx.call.arguments, "routing": ctx.routing, "output_attentions": False}
-    with ctx.attention_state.replay():
-        with torch.enable_grad():
-            x2_leaf = x2.detach().requires_grad_()
-            output = functional_call(ctx.call.attention, named, (x2_leaf,), arguments).hidden_states
-        residual = _residual(output.detach(), x2)
-        x1 = y1.sub_(residual) if owned else y1 - residual
-        del residual
-        grad_x2, grads = _grads(output, x2_leaf, parameters, grad_y1)
-    return x1, grad_x2.add_(grad_y2), grads
-
-
-def _grads(output, x, parameters, grad_output):
-    """Gradients for x and for each parameter (None where it is frozen or unused)."""
-    wanted = [p for p in parameters if p.requires_grad]
-    grad_x, *grads = torch.autograd.grad(output, [x, *wanted], grad_output.to(output.dtype), allow_unused=True)
-    grads = iter(grads)
-    return grad_x, [next(grads) if p.requires_grad else None for p in parameters]
-
-
-def _add(total, grad):
-    return grad if total is None else total if grad is None else total.add_(grad)
+    leaf = x2.detach().requires_grad_()
+    with ctx.core_state.replay():
+        attended = call_with(ctx.call.attention, names, parameters, [leaf], arguments)[0]
+    return attended, leaf

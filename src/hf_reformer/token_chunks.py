@@ -1,0 +1,128 @@
+"""Modules that treat every token alike, some tokens at a time: nothing of the whole length is kept but inputs and outputs.
+
+The paper chunks the feed-forward (eq. 10) and, for large vocabularies, the output; here that is one function. In backward
+each chunk is computed again, with the forward's random numbers and autocast, and differentiated. Shapes: B batch, L length.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+
+class ReplayState:
+    """State of the random generators and of autocast at one point of the forward."""
+
+    def __init__(self, tensor):
+        self.device_type = tensor.device.type
+        self.cpu_state = torch.get_rng_state()
+        self.devices, self.states = get_device_states(tensor)
+        self.autocast = {
+            "enabled": torch.is_autocast_enabled(self.device_type),
+            "dtype": torch.get_autocast_dtype(self.device_type),
+        }
+
+    @contextmanager
+    def replay(self):
+        """Inside, the state is as it was; outside, as it would be anyway."""
+        fork = {} if self.device_type == "cpu" else {"device_type": self.device_type}
+        with torch.random.fork_rng(devices=self.devices, **fork):
+            torch.set_rng_state(self.cpu_state)
+            set_device_states(self.devices, self.states, **fork)
+            with torch.autocast(self.device_type, cache_enabled=False, **self.autocast):
+                yield
+
+
+def parts(length, step):
+    """Slices of at most `step` tokens that cover `length`."""
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def in_token_chunks(module, step, *inputs):
+    """`module(*inputs)`, `step` tokens at a time; as it is where one step holds all tokens.
+
+    Args:
+        module: maps tensors (B, L, ...) to one tensor (B, L, ...) or a tuple of them (or None), token by token.
+        inputs: tensors (B, L, ...).
+    """
+    if inputs[0].shape[1] <= step:
+        return module(*inputs)
+    if not torch.is_grad_enabled():
+        return _forward(module, step, inputs)
+    call = {"module": module, "step": step, "inputs": len(inputs), "names": [n for n, _ in module.named_parameters()]}
+    outputs = _TokenChunks.apply(call, *inputs, *(p for _, p in module.named_parameters()))
+    if not call["is_tuple"]:
+        return outputs[0]
+    outputs = iter(outputs)
+    return tuple(next(outputs) if exists else None for exists in call["exists"])
+
+
+def _forward(module, step, inputs):
+    whole = None
+    for part in parts(inputs[0].shape[1], step):
+        result = module(*(x[:, part] for x in inputs))
+        pieces = result if isinstance(result, tuple) else (result,)
+        if whole is None:
+            shapes = ((x.shape[0], inputs[0].shape[1], *x.shape[2:]) if x is not None else None for x in pieces)
+            whole = [None if s is None else x.new_empty(s) for x, s in zip(pieces, shapes, strict=True)]
+        for target, piece in zip(whole, pieces, strict=True):
+            if piece is not None:
+                target[:, part] = piece
+    return tuple(whole) if isinstance(result, tuple) else whole[0]
+
+
+class _TokenChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, call, *tensors):
+        ctx.call, ctx.state = call, ReplayState(tensors[0])
+        ctx.save_for_backward(*tensors)
+        outputs = _forward(call["module"], call["step"], tensors[: call["inputs"]])
+        call["is_tuple"] = isinstance(outputs, tuple)
+        outputs = outputs if call["is_tuple"] else (outputs,)
+        call["exists"] = [x is not None for x in outputs]
+        return tuple(x for x in outputs if x is not None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs):
+        count = ctx.call["inputs"]
+        inputs, parameters = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        needed = ctx.needs_input_grad[1:]
+        parameters = [p.detach().requires_grad_(n) for p, n in zip(parameters, needed[count:], strict=True)]
+        grads = [torch.empty_like(x) if n else None for x, n in zip(inputs, needed[:count], strict=True)]
+        totals = [None] * len(parameters)
+        with ctx.state.replay():
+            for part in parts(inputs[0].shape[1], ctx.call["step"]):
+                leaves = [x[:, part].detach().requires_grad_(n) for x, n in zip(inputs, needed[:count], strict=True)]
+                outputs = call_with(ctx.call["module"], ctx.call["names"], parameters, leaves)
+                some, more = gradients(outputs, leaves, parameters, [g[:, part] for g in grad_outputs])
+                for grad, piece in zip(grads, some, strict=True):
+                    if grad is not None:
+                        grad[:, part] = 0 if piece is None else piece
+                totals = [add(total, grad) for total, grad in zip(totals, more, strict=True)]
+        return None, *grads, *totals
+
+
+def call_with(module, names, parameters, arguments, keywords=None):
+    """Outputs of the module with these parameters in place of its own, as a list of tensors, with gradient."""
+    with torch.enable_grad():
+        outputs = functional_call(module, dict(zip(names, parameters, strict=True)), tuple(arguments), keywords)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [x for x in outputs if isinstance(x, torch.Tensor)]
+
+
+def gradients(outputs, inputs, parameters, grad_outputs):
+    """Gradients for inputs and parameters, None where one needs none. Without autocast, as a backward outside of it."""
+    wanted = [x for x in (*inputs, *parameters) if x.requires_grad]
+    grad_outputs = [g.to(o.dtype) for g, o in zip(grad_outputs, outputs, strict=True)]
+    with torch.autocast(outputs[0].device.type, enabled=False):
+        grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, allow_unused=True) if wanted else ())
+    results = [next(grads) if x.requires_grad else None for x in (*inputs, *parameters)]
+    return results[: len(inputs)], results[len(inputs) :]
+
+
+def add(total, grad):
+    """A running sum, written over."""
+    return grad if total is None else total if grad is None else total.add_(grad)

@@ -1,0 +1,97 @@
+"""Token-wise modules in chunks: the same outputs and gradients as at once, and nothing of the whole length is kept."""
+
+import pytest
+import torch
+from helpers import DROPOUT, build, tiny_config, tokens
+from torch import nn
+
+import hf_reformer
+from hf_reformer import layers
+from hf_reformer.token_chunks import in_token_chunks
+
+KINDS = ["local", "lsh", "strict_local", "strict_lsh"]
+
+
+class TwoOutputs(nn.Module):
+    """One input that needs no gradient, two outputs and a missing one, as a projection to shared queries and keys has."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.unused = nn.Linear(5, 7), nn.Linear(2, 3)
+
+    def forward(self, x, scale):
+        y = self.dense(x) * scale
+        return y.tanh(), None, y[..., :3]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 11, 20])
+def test_equals_the_module_at_once(step):
+    torch.manual_seed(0)
+    module = TwoOutputs().double()
+    x, scale = (
+        torch.randn(2, 11, 5, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 11, 1, dtype=torch.float64),
+    )
+    results = []
+    for outputs in (module(x, scale), in_token_chunks(module, step, x, scale)):
+        assert outputs[1] is None
+        loss = (outputs[0] ** 2).sum() + (outputs[2] * scale).sum()
+        grads = torch.autograd.grad(loss, [x, module.dense.weight, module.dense.bias])
+        results.append([outputs[0], outputs[2], *grads])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_dropout_is_the_same_in_backward():
+    torch.manual_seed(0)
+    x = torch.ones(1, 12, 4, requires_grad=True)
+    out = in_token_chunks(nn.Dropout(0.5), 5, x)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert 0 < int((out == 0).sum()) < out.numel()
+    assert torch.equal(grad, out.detach())
+
+
+def named_gradients(model, input_ids):
+    torch.manual_seed(3)
+    model.zero_grad()
+    model(input_ids, labels=input_ids).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+def test_a_model_whose_token_wise_parts_work_in_chunks(reversible, monkeypatch):
+    """Projections, norms, feed-forward and language-model loss in chunks of 16 or 7 of 50 tokens: all gradients agree."""
+    config = tiny_config(KINDS, reversible=reversible)
+    input_ids = tokens(config, 2, 50)
+    expected = named_gradients(build(config).train(), input_ids)
+    monkeypatch.setattr(layers, "MANY_TOKENS", 32)
+    chunked = tiny_config(KINDS, reversible=reversible, chunk_size_feed_forward=7, chunk_size_lm_head=7)
+    actual = named_gradients(build(chunked).train(), input_ids)
+    for name, grad in expected.items():
+        torch.testing.assert_close(actual[name], grad, atol=1e-11, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_chunks_and_dropout_are_replayed_in_a_reversible_model(monkeypatch):
+    """With dropout, a reversible model in chunks has the gradients of an ordinary one in the same chunks."""
+    monkeypatch.setattr(layers, "MANY_TOKENS", 32)
+    grads = []
+    for reversible in (True, False):
+        config = tiny_config(
+            KINDS, reversible=reversible, chunk_size_feed_forward=50, chunk_size_lm_head=7, hash_seed=1, **DROPOUT
+        )
+        grads.append(named_gradients(build(config).train(), tokens(config, 2, 50)))
+    for name, grad in grads[1].items():
+        torch.testing.assert_close(grads[0][name], grad, atol=1e-10, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_chunked_loss_keeps_no_logits_in_training_only():
+    config = tiny_config(KINDS, chunk_size_lm_head=7, hash_seed=1)
+    model, input_ids = build(config), tokens(config, 2, 50)
+    evaluated = model(input_ids, labels=input_ids)
+    trained = model.train()(input_ids, labels=input_ids)
+    assert trained.logits is None and evaluated.logits.shape == (2, 50, 19)
+    whole = hf_reformer.ReformerModelWithLMHead(tiny_config(KINDS, hash_seed=1)).double()
+    whole.load_state_dict(model.state_dict())
+    expected = whole(input_ids, labels=input_ids, num_items_in_batch=torch.tensor(31)).loss
+    actual = model(input_ids, labels=input_ids, num_items_in_batch=torch.tensor(31)).loss
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
