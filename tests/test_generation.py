@@ -16,8 +16,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    StopStringCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
     TextStreamer,
     pipeline,
 )

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, convert_command, quickstart
+from . import __version__, convert_command, generate_command, quickstart
 
-COMMANDS = (quickstart, convert_command)
+COMMANDS = (quickstart, generate_command, convert_command)
 
 
 def build_parser() -> argparse.ArgumentParser:
