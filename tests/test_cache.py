@@ -4,6 +4,7 @@ Models are random and large-weighted (std 0.3), float64, three layers; hypothesi
 """
 
 import copy
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from helpers import assert_close, build, inject_rotations, rotations_by_layer, t
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_reformer import ReformerCache, ReformerModel
+from hf_reformer import ReformerCache, ReformerModel, cache_layers, decoding
 
 UNPUBLISHED = ["strict_local", "strict_lsh", "full", "full_shared_qk"]
 EXAMPLES = 40
@@ -407,3 +408,64 @@ def test_a_forward_that_was_interrupted_is_taken_back(monkeypatch):
     with torch.no_grad():
         logits = model(input_ids[:, 30:], past_key_values=cache).logits
     assert_close(logits, full(model, input_ids)[:, 30:], TOLERANCE)
+
+
+# --- length
+
+
+def long_model(length):
+    config = tiny_config(
+        ["strict_local", "strict_lsh"] * 2, axial_pos_embds=False, max_position_embeddings=length, num_buckets=None,
+        local_attn_chunk_length=64, lsh_attn_chunk_length=64, num_hashes=4, attention_head_size=16, hidden_size=32,
+        feed_forward_size=32, initializer_range=0.1,
+    )  # fmt: skip
+    return build(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [[65536], [8192] * 8, [32768, 1, 32767], [60000, 5000, 500, 36]], ids=str)
+def test_a_prompt_of_65536_tokens_and_tokens_after_it_equal_the_full_forward(pieces):
+    model = long_model(65600)
+    input_ids, cache = tokens(model.config, 1, 65560), ReformerCache(model.config)
+    expected = full(model, input_ids)[:, 65536:]
+    for piece in input_ids[:, :65536].split(pieces, 1):
+        with torch.no_grad():
+            model(piece, past_key_values=cache, logits_to_keep=1)
+    assert_close(feed(model, input_ids, [1] * 20 + [4], None, cache), expected, TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_token_costs_the_same_after_a_long_history_as_after_a_short_one():
+    """Rows in turn, the quickest of many, so that what else the machine does matters little. Goal: 1.5 times."""
+    model, best = long_model(65600), {}
+    caches = {length: ReformerCache(model.config, reserve=65600) for length in (512, 65000)}
+    token = tokens(model.config, 1, 1)
+    with torch.no_grad():
+        for length, cache in caches.items():
+            model(tokens(model.config, 1, length), past_key_values=cache, logits_to_keep=1)
+        for _ in range(200):
+            for length, cache in caches.items():
+                start = time.perf_counter()
+                model(token, past_key_values=cache)
+                best[length] = min(best.get(length, 1e9), time.perf_counter() - start)
+    assert best[65000] < 1.5 * best[512]
+
+
+def test_what_is_read_of_the_history_does_not_grow_with_it(monkeypatch):
+    """Keys that one new token is compared with, in every layer: at most a window, or a window per round."""
+    config = tiny_config(["strict_local", "strict_lsh"], num_hashes=3)
+    model, read = build(config), []
+    attend = decoding.attend
+
+    def spy(q, k, *others):
+        read.append(k.shape[-2])
+        return attend(q, k, *others)
+
+    for module in (decoding, cache_layers):
+        monkeypatch.setattr(module, "attend", spy)
+    cache = ReformerCache(config)
+    for length in (60, 200):
+        feed(model, tokens(config, 1, 220), [length - cache.get_seq_length()], None, cache)
+        read.clear()
+        feed(model, tokens(config, 1, 220), [1], None, cache)
+        assert read == [1 + 4, 3 * 6]
