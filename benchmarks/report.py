@@ -1,0 +1,60 @@
+"""Results as a Markdown table and as plots over length."""
+
+from collections import defaultdict
+from statistics import median
+
+
+def summary(result):
+    """Medians over repetitions of one run's measurements."""
+    return {key: median(m[key] for m in result["measurements"]) for key in result["measurements"][0]}
+
+
+def markdown(results):
+    """One table a case: time, ratio to the case's first run, memory growth, and times the matrix-product floor."""
+    lines = [
+        f"Machine: {results['machine']}. Matrix products: {results['gflops']:.0f} GFLOP/s. {results['command']}",
+        "",
+    ]
+    for case in results["cases"]:
+        goal = f" Goal: {case['goal']}." if case["goal"] else ""
+        lines += [f"**{case['title']}** (medians of {case['repetitions']}).{goal}", ""]
+        lines += [
+            "| run | seconds | of the first | faster | memory growth, GiB | peak, GiB | of the floor |",
+            "|" + "---|" * 7,
+        ]
+        first = summary(case["runs"][0])
+        for run in case["runs"]:
+            s = summary(run)
+            lines.append(
+                f"| {run['label']} | {s['seconds']:.3g} | {s['seconds'] / first['seconds']:.2f} "
+                f"| {first['seconds'] / s['seconds']:.2f} | {s['growth_gib']:.2f} | {s['peak_gib']:.2f} "
+                f"| {s['seconds'] / run['floor']:.2f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(results, case_name, path):
+    """Seconds and memory growth of a case's runs over length, log axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    case = next((c for c in results["cases"] if c["name"] == case_name), None)
+    if case is None:
+        return
+    peers = defaultdict(list)
+    for run in case["runs"]:
+        s = summary(run)
+        peers[run["label"].rsplit(" ", 1)[0]].append((run["length"], s["seconds"], s["growth_gib"]))
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+    for axis, column, name in zip(axes, (1, 2), ("seconds per training step", "memory growth, GiB"), strict=True):
+        for peer, points in peers.items():
+            axis.plot([p[0] for p in points], [p[column] for p in points], marker="o", label=peer)
+        axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=name)
+        axis.grid(True, which="both", alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(case["title"])
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,54 @@
+"""Measures one run in this process, which must be fresh: `python -m benchmarks.worker '{"label": ...}'` prints JSON."""
+
+import json
+import resource
+import statistics
+import sys
+import time
+
+import torch
+
+from .cases import Run
+from .models import build
+
+
+def measure(run):
+    """Median seconds of a step, and the growth of the process's peak memory over what the built model took (GiB)."""
+    model = build(run)
+    model.train(run.mode == "train")
+    optimizer = torch.optim.Adam(model.parameters()) if run.mode == "train" else None
+    input_ids = torch.randint(320, (1, run.length), generator=torch.Generator().manual_seed(1))
+    before = _resident()
+    times = [_step(model, optimizer, input_ids) for _ in range(1 + run.steps)]
+    state = sum(p.numel() * p.element_size() for p in model.parameters())
+    return {
+        "seconds": statistics.median(times[1:] or times),
+        "peak_gib": _peak(),
+        "growth_gib": _peak() - before,
+        "model_gib": state / 2**30,
+    }
+
+
+def _step(model, optimizer, input_ids):
+    start = time.perf_counter()
+    if optimizer is None:
+        with torch.no_grad():
+            model(input_ids)
+    else:
+        model(input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def _peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**30
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Run(**json.loads(sys.argv[1])))))
