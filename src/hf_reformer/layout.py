@@ -208,10 +208,30 @@ class Layout:
 
     def mask_(self, scores, block):
         """Subtracts MASKED from the scores (n * G, M, W) of what a query must not see, in place."""
-        if self.strict:
+        if self._same_everywhere and self._inside(block):
+            scores.sub_(self._window_mask, alpha=MASKED)
+        elif self.strict:
             self._mask_slots_(scores, block)
         else:
             self._mask_positions_(scores, block)
+
+    @property
+    def _same_everywhere(self):
+        """Whether all windows inside the ring have the same mask: tokens stand in their own order, none is padding."""
+        return self.order is None and self.real_tokens is None
+
+    def _inside(self, block):
+        return block.chunk >= self.before and (block.chunk_end + self.after) * self.chunk_length < self.length
+
+    @cached_property
+    def _window_mask(self):
+        """(M, W): 1 where a query must not see."""
+        never = self._steps > 0 if self.causal else torch.zeros_like(self._steps, dtype=torch.bool)
+        if self.exclude_self:
+            never = never | (self._steps == 0)
+        if self.strict:
+            never = never | (self._steps < -self.reach_before) | (self._steps > self.reach_after)
+        return never.to(torch.float32)
 
     def _mask_positions_(self, scores, block):
         keys = self.windows(self.take(self._ring_keys, block))[:, None, :]
