@@ -207,6 +207,17 @@ def test_blocks_of_any_size_equal_the_dense_reference(kind, is_decoder, scores_i
     compare_with_dense(config, 71, mask, monkeypatch)
 
 
+@pytest.mark.parametrize("length", [71, 72])
+@pytest.mark.parametrize("is_decoder", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("kind", ["local", "strict_local"])
+def test_blocks_without_padding_equal_the_dense_reference(kind, is_decoder, length, monkeypatch):
+    """Inside the sequence, all windows of a local layer then share one mask."""
+    monkeypatch.setattr("hf_reformer.layout.BLOCK_SCORES", 100)
+    after = 0 if is_decoder else 1
+    config = tiny_config([kind] * 3, is_decoder=is_decoder, local_num_chunks_after=after, lsh_num_chunks_after=after)
+    compare_with_dense(config, length, None, monkeypatch)
+
+
 @pytest.mark.parametrize("elements", [1, 100])
 def test_hashing_in_blocks_of_any_size_equals_the_dense_reference(elements, monkeypatch):
     monkeypatch.setattr("hf_reformer.hashing.BLOCK_ELEMENTS", elements)
