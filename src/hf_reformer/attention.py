@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from .chunked_attention import attention_probabilities, chunked_attention
+from .configuration_reformer import PUBLISHED_LAYERS, STRICT_LAYERS
 from .full_attention import full_attention
 from .hashing import compute_buckets, hash_rotations
 from .layout import Layout
 from .sorting import bucket_bounds, sort_by_bucket
+from .traced_attention import traced_attention
+from .tracing import tracing
 
 
 class Routing(NamedTuple):
@@ -61,6 +64,9 @@ class ReformerSelfAttention(nn.Module):
         if cache is not None and cache.get_seq_length() > 0:
             attended, probabilities = cache.attend(self, *vectors, rotations)
             return SelfAttentionOutput(attended.flatten(2), None, probabilities if output_attentions else None)
+        if tracing() and cache is None and not output_attentions and self.traceable:
+            attended = traced_attention(self, *vectors, arguments.get("real_tokens"), rotations)
+            return SelfAttentionOutput(attended.flatten(2), None, None)
         attended = self.attend_all(*vectors, rotations=rotations, output_attentions=output_attentions, **arguments)
         if cache is not None:
             cache.fill(self, *vectors, rotations, attended.routing)
@@ -117,6 +123,11 @@ class ReformerSelfAttention(nn.Module):
             order=routing.order, bounds=bucket_bounds(routing.sorted_buckets), **self.reach,
             correct_duplicates=exclude_self and not self.config.allow_duplicate_attention,
         )  # fmt: skip
+
+    @property
+    def traceable(self):
+        """Whether `traced_attention` knows this layer; full attention needs nothing of the kind."""
+        return self.layer_type in PUBLISHED_LAYERS + STRICT_LAYERS and self.config.allow_duplicate_attention
 
     @property
     def reach(self):

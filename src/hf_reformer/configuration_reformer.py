@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 LSH_LAYERS = ("lsh", "strict_lsh")
 LOCAL_LAYERS = ("local", "strict_local")
 PUBLISHED_LAYERS = ("local", "lsh")
+STRICT_LAYERS = ("strict_local", "strict_lsh")
 SHARED_QK_LAYERS = ("lsh", "strict_lsh", "full_shared_qk")
 ATTN_LAYERS = ("local", "lsh", "strict_local", "strict_lsh", "full", "full_shared_qk")
 LARGEST_UNFACTORISED = 128  # buckets; above, two factors hash as finely with far fewer rotations (Trax does the same)

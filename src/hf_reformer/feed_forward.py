@@ -6,6 +6,7 @@ from transformers.activations import ACT2FN
 
 from .layer_norm import StreamLayerNorm
 from .token_chunks import in_token_chunks
+from .tracing import tracing
 
 AUTOMATIC_ELEMENTS = 2**22  # inner activations of one chunk where the configuration leaves its size open (16 MiB)
 
@@ -51,7 +52,7 @@ class ReformerFeedForward(nn.Module):
         return self.chunk_size or max(1, AUTOMATIC_ELEMENTS // (batch_size * self.inner_size))
 
     def forward(self, hidden_states):
-        step = self.chunk_length(len(hidden_states))
-        if hidden_states.shape[1] <= step or (self.chunk_size == 0 and torch.is_grad_enabled()):
+        step = self.chunk_length(hidden_states.shape[0])
+        if tracing() or hidden_states.shape[1] <= step or (self.chunk_size == 0 and torch.is_grad_enabled()):
             return self.output(self.dense(self.layer_norm(hidden_states)))
         return in_token_chunks(self, step, hidden_states)

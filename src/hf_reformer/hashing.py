@@ -6,6 +6,7 @@ Shapes: B batch, L length, H heads, D head size, R hash rounds, S sum of the buc
 import math
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 DEFAULT_SEED = 2001_04451  # of the rotations used in evaluation when `hash_seed` is None: any fixed number would do
 BLOCK_ELEMENTS = 2**21  # rotated vectors at a time: they stay in cache
@@ -45,7 +46,8 @@ def sample_rotations(
 def hash_rotations(config, layer_type, layer_idx, num_hashes, training, device, dtype):
     """Rotations for one forward pass of an LSH layer, (H, D, R, S) or (B, H, D, R, S)."""
     dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    rotations = sample_rotations(
+    sample = sample_constant if torch.compiler.is_compiling() and not training else sample_rotations
+    rotations = sample(
         layer_idx=layer_idx,
         num_hashes=num_hashes,
         num_heads=config.num_attention_heads,
@@ -58,6 +60,13 @@ def hash_rotations(config, layer_type, layer_idx, num_hashes, training, device, 
         dtype=dtype,
     )
     return rotations.to(device=device, dtype=dtype)
+
+
+@torch.compiler.assume_constant_result
+def sample_constant(**arguments):
+    """`sample_rotations` while a graph is made of an evaluation: its result, which never changes, is a constant in it."""
+    with _disable_current_modes():
+        return sample_rotations(**arguments)
 
 
 def compute_buckets(x_BLHD, rotations, factors):
@@ -77,11 +86,12 @@ def compute_buckets(x_BLHD, rotations, factors):
     buckets = []
     for x_block in x_BHLD.split(block, dim=2):
         rotated = torch.matmul(x_block.to(rotations.dtype), rotations).unflatten(-1, (rounds, size))
-        buckets.append(_combine_factors(rotated, factors))
+        buckets.append(combine_factors(rotated, factors))
     return torch.cat(buckets, dim=2).transpose(2, 3)
 
 
-def _combine_factors(rotated, factors):
+def combine_factors(rotated, factors):
+    """Rotated vectors (..., S) to bucket numbers (...), int32."""
     bucket, start, product = 0, 0, 1
     for factor in factors:
         part = rotated[..., start : start + factor // 2]

@@ -11,6 +11,7 @@ from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
 from .reversible import Tape, anchor, as_streams, reversible_layer
 from .token_chunks import in_token_chunks
+from .tracing import tracing
 
 MANY_TOKENS = 2**16  # beyond, token-wise modules work through chunks of so many, to bound memory
 
@@ -58,7 +59,7 @@ class ReformerAttention(nn.Module):
         """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, hidden), or (B, L, H * D) without the output
         projection."""
         projection = _NormedProjection(self.layer_norm, self.self_attention)
-        vectors = in_token_chunks(projection, MANY_TOKENS // len(hidden_states) or 1, hidden_states)
+        vectors = in_token_chunks(projection, MANY_TOKENS // hidden_states.shape[0] or 1, hidden_states)
         attended = self.self_attention(vectors, **arguments)
         if not project_output:
             return attended
@@ -133,7 +134,7 @@ class ReformerEncoder(nn.Module):
 
     def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, cache=None, **arguments):
         """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then."""
-        tape = Tape() if self.reversible and torch.is_grad_enabled() else None
+        tape = Tape() if self.reversible and torch.is_grad_enabled() and not tracing() else None
         y1 = y2 = as_streams(hidden_states, tape)
         all_hidden_states, attentions = [y2], []
         for index, layer in enumerate(self.layers):
@@ -147,7 +148,7 @@ class ReformerEncoder(nn.Module):
             all_hidden_states += [y2] if output_hidden_states else []
             attentions.append(probabilities)
         return EncoderOutput(
-            in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), MANY_TOKENS // len(y1) or 1, y1, y2),
+            in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), MANY_TOKENS // y1.shape[0] or 1, y1, y2),
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )

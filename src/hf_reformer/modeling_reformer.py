@@ -18,6 +18,7 @@ from .inputs import check_inputs, check_labels, check_position_ids
 from .layers import ReformerEmbeddings, ReformerEncoder
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
 from .positions import AxialPositionEmbeddings
+from .tracing import tracing
 
 
 class _OldCacheName:
@@ -144,7 +145,6 @@ class ReformerModel(ReformerPreTrainedModel):
         real_tokens = self._real_tokens(attention_mask, shape[1])
         if cache is not None:
             cache.check(shape[0], num_hashes)
-            num_hashes = cache.num_hashes if num_hashes is None and past > 0 else num_hashes
         if position_ids is None:
             device = (input_ids if inputs_embeds is None else inputs_embeds).device
             position_ids = self._default_positions(shape[1], real_tokens, device, cache)
@@ -178,7 +178,7 @@ class ReformerModel(ReformerPreTrainedModel):
             check_cache(past).settle()
             return past
         if use_cache is None:
-            use_cache = self.config.use_cache and not torch.is_grad_enabled()
+            use_cache = self.config.use_cache and not torch.is_grad_enabled() and not tracing()
         return ReformerCache(self.config) if use_cache and self.config.is_decoder and not self.training else None
 
     @staticmethod

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from .tracing import tracing
+
 
 class ReplayState:
     """State of the random generators and of autocast at one point of the forward."""
@@ -47,7 +49,7 @@ def in_token_chunks(module, step, *inputs):
         module: maps tensors (B, L, ...) to one tensor (B, L, ...) or a tuple of them (or None), token by token.
         inputs: tensors (B, L, ...).
     """
-    if inputs[0].shape[1] <= step:
+    if tracing() or inputs[0].shape[1] <= step:
         return module(*inputs)
     if not torch.is_grad_enabled():
         return _forward(module, step, inputs)
