@@ -103,12 +103,11 @@ def _strict(layer, q, k, v, real, padding, buckets, grid):
 
 
 def _within_reach(layer, grid, device):
-    """(M, W) bool: which slots of its window a query may see for their distance."""
+    """(M, W) bool: which slots of its window a query may see for their distance; causal layers have none after it."""
     query = torch.arange(grid.chunk, device=device)[:, None]
     key = torch.arange(grid.chunk * (grid.before + 1 + grid.after), device=device) - grid.before * grid.chunk
     steps = key - query
     seen = (steps >= -layer.before * layer.chunk_length) & (steps <= layer.after * layer.chunk_length)
-    seen = seen & (steps <= 0) if layer.config.is_decoder else seen
     return seen & (steps != 0) if layer.prefix == "lsh" else seen
 
 
