@@ -238,7 +238,8 @@ def test_values_of_another_size_than_keys(tmp_path, key, value, shared_qk):
     x = np.random.default_rng(1).standard_normal((9, 12)).astype(np.float32)
     with torch.no_grad():
         layer = model.reformer.encoder.layers[0].attention
-        actual = layer.output(layer.self_attention(torch.from_numpy(x)[None]).hidden_states)[0]
+        vectors = layer.self_attention.project(torch.from_numpy(x)[None])
+        actual = layer.output(layer.self_attention(vectors).hidden_states)[0]
     expected = attention_in_numpy(x, weights[4 : 7 if shared_qk else 8], shared_qk)
     assert_close(actual, torch.from_numpy(expected), 1e-4 if shared_qk else 1e-5)
 
