@@ -246,7 +246,9 @@ def test_an_output_with_anything_in_it_is_left_alone(model, tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "source")
-    monkeypatch.setattr("hf_reformer.conversion.converting.model_card", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "hf_reformer.conversion.converting.model_card", lambda *a: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(OSError, match="full"):
         convert(tmp_path / "source", tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
