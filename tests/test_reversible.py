@@ -65,7 +65,9 @@ def test_the_two_models_take_different_paths_through_autograd():
     assert nodes(logits_of(reversible)) < nodes(logits_of(ordinary)) / 2
 
 
-@pytest.mark.parametrize("layers", [[kind] * 3 for kind in LAYERS] + [LAYERS], ids=lambda layers: "+".join(set(layers)))
+@pytest.mark.parametrize(
+    "layers", [[kind] * 3 for kind in LAYERS] + [LAYERS], ids=lambda layers: "+".join(dict.fromkeys(layers))
+)
 @pytest.mark.parametrize("is_decoder", [True, False], ids=["causal", "bidirectional"])
 def test_logits_and_gradients(layers, is_decoder):
     results = []

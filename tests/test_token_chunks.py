@@ -7,6 +7,7 @@ from torch import nn
 
 import hf_reformer
 from hf_reformer import layers
+from hf_reformer import reversible as reversible_module
 from hf_reformer.token_chunks import in_token_chunks
 
 KINDS = ["local", "lsh", "strict_local", "strict_lsh"]
@@ -51,6 +52,12 @@ def test_dropout_is_the_same_in_backward():
     assert torch.equal(grad, out.detach())
 
 
+def make_many(monkeypatch):
+    """From here on, 32 tokens count as many."""
+    for module in (layers, reversible_module):
+        monkeypatch.setattr(module, "MANY_TOKENS", 32)
+
+
 def named_gradients(model, input_ids):
     torch.manual_seed(3)
     model.zero_grad()
@@ -60,11 +67,12 @@ def named_gradients(model, input_ids):
 
 @pytest.mark.parametrize("reversible", [True, False])
 def test_a_model_whose_token_wise_parts_work_in_chunks(reversible, monkeypatch):
-    """Projections, norms, feed-forward and language-model loss in chunks of 16 or 7 of 50 tokens: all gradients agree."""
+    """Projections, norms, feed-forward and language-model loss in chunks of 16 or 7 of 50 tokens, causal local attention in
+    segments with what its windows reach back to: all gradients agree."""
     config = tiny_config(KINDS, reversible=reversible)
     input_ids = tokens(config, 2, 50)
     expected = named_gradients(build(config).train(), input_ids)
-    monkeypatch.setattr(layers, "MANY_TOKENS", 32)
+    make_many(monkeypatch)
     chunked = tiny_config(KINDS, reversible=reversible, chunk_size_feed_forward=7, chunk_size_lm_head=7)
     actual = named_gradients(build(chunked).train(), input_ids)
     for name, grad in expected.items():
@@ -73,7 +81,7 @@ def test_a_model_whose_token_wise_parts_work_in_chunks(reversible, monkeypatch):
 
 def test_chunks_and_dropout_are_replayed_in_a_reversible_model(monkeypatch):
     """With dropout, a reversible model in chunks has the gradients of an ordinary one in the same chunks."""
-    monkeypatch.setattr(layers, "MANY_TOKENS", 32)
+    make_many(monkeypatch)
     grads = []
     for reversible in (True, False):
         config = tiny_config(
@@ -95,3 +103,32 @@ def test_chunked_loss_keeps_no_logits_in_training_only():
     expected = whole(input_ids, labels=input_ids, num_items_in_batch=torch.tensor(31)).loss
     actual = model(input_ids, labels=input_ids, num_items_in_batch=torch.tensor(31)).loss
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_local_attention_by_segments_sees_what_its_windows_hold(monkeypatch):
+    """Two chunks before a segment of four are enough and needed, in forward and backward."""
+    config = tiny_config(["local", "strict_local"], local_num_chunks_before=2)
+    model, input_ids = build(config), tokens(config, 2, 50)
+    with torch.no_grad():
+        expected = model(input_ids).logits
+    make_many(monkeypatch)
+    used = []
+    segment = layers._LocalSegment.forward
+    monkeypatch.setattr(layers._LocalSegment, "forward", lambda self, x: used.append(x.shape[1]) or segment(self, x))
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids).logits, expected, atol=1e-12, rtol=1e-12)
+    assert used == 2 * [16, 24, 24, 10]  # halo of 8, the last segment has 2 tokens
+
+
+def test_gradients_of_exposed_hidden_states_are_not_written_over(monkeypatch):
+    make_many(monkeypatch)
+    config = tiny_config(KINDS)
+    model, input_ids = build(config), tokens(config, 2, 50)
+    outputs = model(input_ids, output_hidden_states=True)
+    kept = []
+    for hidden in outputs.hidden_states[1:]:
+        hidden.register_hook(lambda grad: kept.append((grad, grad.clone())))
+    (outputs.logits.square().sum() + sum(h.square().sum() for h in outputs.hidden_states)).backward()
+    assert len(kept) == len(KINDS)
+    for grad, as_it_was in kept:
+        assert torch.equal(grad, as_it_was)

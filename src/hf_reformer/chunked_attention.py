@@ -105,7 +105,7 @@ def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, ker
     alone = lse < ALONE
     weights = (lse_rounds - lse).exp_().masked_fill_(alone, 0)
     grad_q, grad_k = torch.zeros_like(out), None if k is None else torch.zeros_like(out)
-    grad_v = torch.where(alone, grad_out * self_weight(layout, out.dtype), 0)
+    grad_v = grad_out * (alone * self_weight(layout, out.dtype))
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
         y = Gradients(*(z.index_select(0, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))

@@ -6,14 +6,13 @@ import torch
 from torch import nn
 
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
+from .configuration_reformer import LOCAL_LAYERS
 from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
-from .reversible import Tape, anchor, as_streams, reversible_layer
+from .reversible import MANY_TOKENS, Tape, anchor, as_streams, reversible_layer
 from .token_chunks import in_token_chunks
 from .tracing import tracing
-
-MANY_TOKENS = 2**16  # beyond, token-wise modules work through chunks of so many, to bound memory
 
 
 class ReformerEmbeddings(nn.Module):
@@ -58,12 +57,27 @@ class ReformerAttention(nn.Module):
     def forward(self, hidden_states, project_output=True, **arguments):
         """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, hidden), or (B, L, H * D) without the output
         projection."""
-        projection = _NormedProjection(self.layer_norm, self.self_attention)
-        vectors = in_token_chunks(projection, MANY_TOKENS // hidden_states.shape[0] or 1, hidden_states)
-        attended = self.self_attention(vectors, **arguments)
+        step = MANY_TOKENS // hidden_states.shape[0] or 1
+        if self._works_by_segments(hidden_states.shape[1], step, **arguments):
+            chunk, halo = (
+                self.self_attention.chunk_length,
+                self.self_attention.before * self.self_attention.chunk_length,
+            )
+            segment = _LocalSegment(self.layer_norm, self.self_attention)
+            attended = in_token_chunks(segment, max(1, step // chunk) * chunk, hidden_states, halo=halo)
+            attended = SelfAttentionOutput(attended, None, None)
+        else:
+            vectors = in_token_chunks(_NormedProjection(self.layer_norm, self.self_attention), step, hidden_states)
+            attended = self.self_attention(vectors, **arguments)
         if not project_output:
             return attended
         return SelfAttentionOutput(self.output(attended.hidden_states), *attended[1:])
+
+    def _works_by_segments(self, length, step, real_tokens=None, output_attentions=False, cache=None, **unused):
+        """Causal local attention over a long input needs only its window, so that whole segments can be worked on alone."""
+        attention = self.self_attention
+        local = attention.layer_type in LOCAL_LAYERS and attention.config.is_decoder and attention.after == 0
+        return local and length > step and real_tokens is None and not output_attentions and cache is None
 
 
 class _NormedProjection(nn.Module):
@@ -73,6 +87,11 @@ class _NormedProjection(nn.Module):
 
     def forward(self, hidden_states):
         return self.self_attention.project(self.layer_norm(hidden_states))
+
+
+class _LocalSegment(_NormedProjection):
+    def forward(self, hidden_states):
+        return self.self_attention(super().forward(hidden_states)).hidden_states
 
 
 class ReformerLayer(nn.Module):
@@ -134,7 +153,7 @@ class ReformerEncoder(nn.Module):
 
     def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, cache=None, **arguments):
         """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then."""
-        tape = Tape() if self.reversible and torch.is_grad_enabled() and not tracing() else None
+        tape = Tape(output_hidden_states) if self.reversible and torch.is_grad_enabled() and not tracing() else None
         y1 = y2 = as_streams(hidden_states, tape)
         all_hidden_states, attentions = [y2], []
         for index, layer in enumerate(self.layers):

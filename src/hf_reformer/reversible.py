@@ -22,10 +22,17 @@ from .token_chunks import ReplayState, add, call_with, gradients, parts
 GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
 
 
-class Tape:
-    """Carries the streams from the backward of one layer to that of the layer below."""
+MANY_TOKENS = 2**16  # beyond, gradients of the streams are overwritten as well: a hook that keeps one must clone it
 
-    def __init__(self):
+
+class Tape:
+    """Carries the streams from the backward of one layer to that of the layer below.
+
+    `exposed`: whether hidden states between the layers are handed out, and their gradients may be anybody's.
+    """
+
+    def __init__(self, exposed=False):
+        self.exposed = exposed
         self.streams = None
         self.owned = False  # whether nobody else holds the streams, so that they may be overwritten
 
@@ -143,17 +150,21 @@ class _ReversibleLayer(torch.autograd.Function):
         y1, y2, owned = ctx.tape.take()
         call = ctx.call
         core, output, feed_forward = _split(ctx)
+        overwrite = not ctx.tape.exposed and y1.shape[0] * y1.shape[1] > MANY_TOKENS
+        step = call.feed_forward.chunk_length(len(y1))
         x2, grad_x1, feed_forward_grads = _undo_half(
-            call.feed_forward, *feed_forward, ctx.feed_forward_state, y1, y2, grad_y2, call, owned, grad_y1
-        )
+            call.feed_forward, *feed_forward, ctx.feed_forward_state, step, y1, y2, grad_y2,
+            rebuilt=y2 if owned else torch.empty_like(y2), grad=grad_y1 if overwrite else grad_y1.clone(),
+        )  # fmt: skip
         del y2, grad_y1
         attended, x2_leaf = _core_again(ctx, x2, core)
         x1, grad_attended, output_grads = _undo_half(
-            call.attention.output, *output, ctx.output_state, attended.detach(), y1, grad_x1, call, owned
-        )
+            call.attention.output, *output, ctx.output_state, step, attended.detach(), y1, grad_x1,
+            rebuilt=y1 if owned else torch.empty_like(y1), grad=torch.zeros_like(attended),
+        )  # fmt: skip
         del y1
         (grad_x2,), core_grads = gradients([attended], [x2_leaf], core[1], [grad_attended])
-        grad_x2 = grad_y2.add_(grad_x2) if owned else grad_x2.add_(grad_y2)
+        grad_x2 = grad_y2.add_(grad_x2) if overwrite else grad_x2.add_(grad_y2)
         if not call.bottom:
             ctx.tape.put(x1, x2, owned=True)
         return None, None, grad_x1, grad_x2, *core_grads, *output_grads, *feed_forward_grads
@@ -174,21 +185,16 @@ def _add_half(module, inputs, stream, step):
     return result
 
 
-def _undo_half(module, names, parameters, state, inputs, stream, grad_stream, call, owned, grad_inputs=None):
-    """stream - module(inputs), with the gradients for inputs (added to `grad_inputs`) and parameters, in one pass.
-
-    What is `owned` is overwritten.
-    """
-    rebuilt = stream if owned else torch.empty_like(stream)
-    grad = grad_inputs if owned and grad_inputs is not None else torch.empty_like(inputs)
+def _undo_half(module, names, parameters, state, step, inputs, stream, grad_stream, *, rebuilt, grad):
+    """`rebuilt` = stream - module(inputs), with the gradients for inputs (added to `grad`) and parameters, in one pass."""
     totals = [None] * len(parameters)
     with state.replay():
-        for part in parts(stream.shape[1], call.feed_forward.chunk_length(len(stream))):
+        for part in parts(stream.shape[1], step):
             leaf = inputs[:, part].detach().requires_grad_()
             (output,) = call_with(module, names, parameters, [leaf])
-            rebuilt[:, part] = stream[:, part] - _residual(output.detach(), stream)
+            torch.sub(stream[:, part], _residual(output.detach(), stream), out=rebuilt[:, part])
             (piece,), grads = gradients([output], [leaf], parameters, [grad_stream[:, part]])
-            grad[:, part] = piece if grad_inputs is None else grad_inputs[:, part] + piece
+            grad[:, part].add_(piece)
             totals = [add(total, more) for total, more in zip(totals, grads, strict=True)]
     return rebuilt, grad, totals
 

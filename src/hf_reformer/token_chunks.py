@@ -42,18 +42,21 @@ def parts(length, step):
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def in_token_chunks(module, step, *inputs):
+def in_token_chunks(module, step, *inputs, halo=0):
     """`module(*inputs)`, `step` tokens at a time; as it is where one step holds all tokens.
 
     Args:
-        module: maps tensors (B, L, ...) to one tensor (B, L, ...) or a tuple of them (or None), token by token.
+        module: maps tensors (B, L, ...) to one tensor (B, L, ...) or a tuple of them (or None), token by token, or with
+            nothing but the `halo` tokens before a token.
         inputs: tensors (B, L, ...).
+        halo: tokens before each chunk that the module is given too; what it says of them is thrown away.
     """
     if tracing() or inputs[0].shape[1] <= step:
         return module(*inputs)
     if not torch.is_grad_enabled():
-        return _forward(module, step, inputs)
-    call = {"module": module, "step": step, "inputs": len(inputs), "names": [n for n, _ in module.named_parameters()]}
+        return _forward(module, step, halo, inputs)
+    call = {"module": module, "step": step, "halo": halo, "inputs": len(inputs)}
+    call["names"] = [n for n, _ in module.named_parameters()]
     outputs = _TokenChunks.apply(call, *inputs, *(p for _, p in module.named_parameters()))
     if not call["is_tuple"]:
         return outputs[0]
@@ -61,11 +64,19 @@ def in_token_chunks(module, step, *inputs):
     return tuple(next(outputs) if exists else None for exists in call["exists"])
 
 
-def _forward(module, step, inputs):
+def _with_halo(part, halo):
+    """The slice of a chunk and the tokens before it, and how many of those there are."""
+    start = max(0, part.start - halo)
+    return slice(start, part.stop), part.start - start
+
+
+def _forward(module, step, halo, inputs):
     whole = None
     for part in parts(inputs[0].shape[1], step):
-        result = module(*(x[:, part] for x in inputs))
+        wide, extra = _with_halo(part, halo)
+        result = module(*(x[:, wide] for x in inputs))
         pieces = result if isinstance(result, tuple) else (result,)
+        pieces = [None if x is None else x[:, extra:] for x in pieces]
         if whole is None:
             shapes = ((x.shape[0], inputs[0].shape[1], *x.shape[2:]) if x is not None else None for x in pieces)
             whole = [None if s is None else x.new_empty(s) for x, s in zip(pieces, shapes, strict=True)]
@@ -80,7 +91,7 @@ class _TokenChunks(torch.autograd.Function):
     def forward(ctx, call, *tensors):
         ctx.call, ctx.state = call, ReplayState(tensors[0])
         ctx.save_for_backward(*tensors)
-        outputs = _forward(call["module"], call["step"], tensors[: call["inputs"]])
+        outputs = _forward(call["module"], call["step"], call["halo"], tensors[: call["inputs"]])
         call["is_tuple"] = isinstance(outputs, tuple)
         outputs = outputs if call["is_tuple"] else (outputs,)
         call["exists"] = [x is not None for x in outputs]
@@ -93,16 +104,22 @@ class _TokenChunks(torch.autograd.Function):
         inputs, parameters = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         needed = ctx.needs_input_grad[1:]
         parameters = [p.detach().requires_grad_(n) for p, n in zip(parameters, needed[count:], strict=True)]
-        grads = [torch.empty_like(x) if n else None for x, n in zip(inputs, needed[:count], strict=True)]
+        new = torch.zeros_like if ctx.call["halo"] else torch.empty_like
+        grads = [new(x) if n else None for x, n in zip(inputs, needed[:count], strict=True)]
         totals = [None] * len(parameters)
         with ctx.state.replay():
             for part in parts(inputs[0].shape[1], ctx.call["step"]):
-                leaves = [x[:, part].detach().requires_grad_(n) for x, n in zip(inputs, needed[:count], strict=True)]
+                wide, extra = _with_halo(part, ctx.call["halo"])
+                leaves = [x[:, wide].detach().requires_grad_(n) for x, n in zip(inputs, needed[:count], strict=True)]
                 outputs = call_with(ctx.call["module"], ctx.call["names"], parameters, leaves)
+                with torch.enable_grad():
+                    outputs = [x[:, extra:] for x in outputs]
                 some, more = gradients(outputs, leaves, parameters, [g[:, part] for g in grad_outputs])
                 for grad, piece in zip(grads, some, strict=True):
-                    if grad is not None:
-                        grad[:, part] = 0 if piece is None else piece
+                    if grad is not None and ctx.call["halo"]:
+                        grad[:, wide] += 0 if piece is None else piece
+                    elif grad is not None:
+                        grad[:, wide] = 0 if piece is None else piece
                 totals = [add(total, grad) for total, grad in zip(totals, more, strict=True)]
         return None, *grads, *totals
 
