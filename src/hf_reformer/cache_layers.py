@@ -183,11 +183,10 @@ class SharedWindowCacheLayer(ReformerCacheLayer):
         return self.chunk_window(module, start, end, real, alone)
 
     def chunk_window(self, module, start, end, real, alone):
-        chunk, padded = module.chunk_length, module.padded_length(self.length)
-        before = module.before if padded <= chunk else min(module.before, padded // chunk - 1)
-        first = max(0, (start // chunk - before) * chunk)
-        seen = None if alone else sees_chunks(start, end, first, chunk, before, real, self.device)
-        repeats = own_chunk_repeats(padded, chunk, module.before, module.after)
+        chunk = module.chunk_length
+        first = max(0, (start // chunk - module.before) * chunk)
+        seen = None if alone else sees_chunks(start, end, first, chunk, module.before, real, self.device)
+        repeats = own_chunk_repeats(module.padded_length(self.length), chunk, module.before, module.after)
         if repeats == 1:
             return first, seen, None
         slots = torch.arange(first, end, device=self.device)

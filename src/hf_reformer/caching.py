@@ -88,7 +88,8 @@ class ReformerCache(Cache):
         self.num_hashes = None
 
     def settle(self):
-        """Takes back what a forward left that did not get to its end."""
+        """Called before a forward: forgets which tokens were real of those that were cropped since the last one, and takes
+        back what that one left if it did not get to its end."""
         shortest = min(layer.length for layer in self.layers)
         if any(layer.length != self.tokens.length for layer in self.layers):
             self.tokens.crop(shortest)
@@ -115,14 +116,6 @@ class ReformerCache(Cache):
             raise ValueError(
                 f"`num_hashes` is {num_hashes}, but must be {self.num_hashes}, with which `past_key_values` was hashed."
             )
-
-    def crop(self, tokens_to_remove):
-        super().crop(tokens_to_remove)
-        self.tokens.crop(self.get_seq_length())
-
-    def reset(self):
-        super().reset()
-        self.tokens.crop(0)
 
     def reorder_cache(self, beam_idx):
         if beam_idx.device.type == "cpu" and torch.equal(beam_idx, torch.arange(len(self.layers[0].keys))):
