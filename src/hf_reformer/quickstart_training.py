@@ -34,7 +34,7 @@ SAVES_PER_RUN = 20
 class Settings:
     """What a run is a function of, besides its text."""
 
-    steps: int = 2_400
+    steps: int = 1_800
     context: int = 16_384
     seed: int = 0
     learning_rate: float = 0.02  # of Muon; the embeddings' is a fixed share of it
