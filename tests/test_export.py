@@ -113,10 +113,8 @@ def test_exported_with_open_length_and_number_of_rows(layers, changes, masked):
         assert_same_logits(logits, model, inputs, 1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "masked"])
 def test_onnx_with_open_length_and_number_of_rows(masked):
-    pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     model = build(tiny_config([*STRICT, "full"]), dtype=torch.float32)
     inputs, file = inputs_of(model.config, *SIZES[0], masked), io.BytesIO()
