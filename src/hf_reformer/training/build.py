@@ -1,0 +1,169 @@
+"""From a recipe to the objects of a run: arguments, model, trainer."""
+
+import importlib.util
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, TrainingArguments
+
+from ..configuration_reformer import ReformerConfig
+from ..quickstart_training import initialise_embeddings
+from .examples import collate
+from .metrics import metrics_of
+from .recipes import MUON, OWN_MODEL_KEYS
+from .settings import DuplicationData, ImageData, Recipe
+from .tasks import MODELS, Plan, Task
+from .trainer import RecipeTrainer, statistics_for
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INITIALISATIONS = (None, "sinusoidal")
+
+
+def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
+    """The arguments of `Trainer`: the recipe's, and what every run of ours needs.
+
+    Raises:
+        ValueError: where a value is not allowed.
+    """
+    given = dict(recipe.training)
+    if given.get("optim") == MUON:
+        given.pop("optim")
+    report_to = given.pop("report_to", None)
+    if report_to is None:
+        report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    settings = {
+        "use_cache": True,  # stays in the saved configuration; training and evaluation give labels and so keep no cache
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "eval_on_start": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **given,
+        "report_to": report_to,
+        "train_sampling_strategy": "sequential",  # the order is that of the examples
+        "output_dir": str(output),
+    }
+    try:
+        return TrainingArguments(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training: {error}") from None
+
+
+def plan_of(recipe: Recipe, arguments: TrainingArguments) -> Plan:
+    """How many examples the run reads."""
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return Plan(steps=arguments.max_steps, per_step=per_step, seed=arguments.seed)
+
+
+def needed_length(data) -> int:
+    """Tokens of the longest input."""
+    if isinstance(data, ImageData):
+        return 3 * data.size**2
+    return data.length if isinstance(data, DuplicationData) else data.context
+
+
+def model_config(recipe: Recipe, vocab_size: int | None = None, more: dict | None = None) -> ReformerConfig:
+    """The configuration of the recipe's model.
+
+    Args:
+        vocab_size: of the data; the model's is the recipe's, which must be no smaller, or this.
+        more: fields that follow from the data.
+
+    Raises:
+        ValueError: where a field does not fit the others, the task or the data.
+    """
+    fields = {key: value for key, value in recipe.model.items() if key not in OWN_MODEL_KEYS}
+    fields = {"eos_token_id": None, **fields, **(more or {}), "is_decoder": recipe.task == "causal-lm"}
+    if recipe.model.get("is_decoder", fields["is_decoder"]) != fields["is_decoder"]:
+        raise ValueError(
+            f"model.is_decoder is {recipe.model['is_decoder']}, but must be {fields['is_decoder']} for {recipe.task}"
+        )
+    if vocab_size is not None:
+        fields.setdefault("vocab_size", vocab_size)
+        if fields["vocab_size"] < vocab_size:
+            raise ValueError(
+                f"model.vocab_size is {fields['vocab_size']}, but must be at least {vocab_size}, what the data has"
+            )
+    pretrained, layers = recipe.model.get("pretrained"), recipe.model.get("num_hidden_layers")
+    if "attn_layers" in fields and layers is not None:
+        fields["attn_layers"] = repeated(fields["attn_layers"], layers)
+    config = ReformerConfig(**fields) if pretrained is None else pretrained_config(pretrained, fields)
+    if config.maximum_length < needed_length(recipe.data):
+        raise ValueError(
+            f"model.axial_pos_shape and model.max_position_embeddings cover {config.maximum_length} positions, but must cover the "
+            f"{needed_length(recipe.data)} of the data"
+        )
+    return config
+
+
+def repeated(pattern: list[str], layers: int) -> list[str]:
+    """The pattern over and over, up to the number of layers."""
+    if layers % len(pattern):
+        raise ValueError(
+            f"model.attn_layers is {pattern}, but must have a length that divides model.num_hidden_layers, {layers}: it is repeated"
+        )
+    return list(pattern) * (layers // len(pattern))
+
+
+def pretrained_config(name: str, fields: dict) -> ReformerConfig:
+    """The configuration of a checkpoint with some fields changed."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.pretrained is {name!r}, which cannot be loaded: {error}") from None
+    if not isinstance(config, ReformerConfig):
+        raise ValueError(f"model.pretrained is {name!r}, a {config.model_type!r} model, but must be a Reformer")
+    layers = len(config.attn_layers)
+    if "attn_layers" in fields and layers % len(fields["attn_layers"]) == 0:
+        fields = {**fields, "attn_layers": repeated(fields["attn_layers"], layers)}
+    kept = {key: value for key, value in config.to_dict().items() if key not in ("num_hidden_layers", "num_labels")}
+    return ReformerConfig(**{**kept, **fields})
+
+
+def build_model(recipe: Recipe, config: ReformerConfig, seed: int) -> torch.nn.Module:
+    """A new model, or the checkpoint that the recipe starts from, in the recipe's dtype."""
+    dtype = recipe.model.get("dtype") or "float32"
+    how = recipe.model.get("initialisation")
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+    if how not in INITIALISATIONS:
+        raise ValueError(f"model.initialisation is {how!r}, but must be null (transformers' own) or sinusoidal")
+    if how and (not config.axial_pos_embds or len(config.axial_pos_shape) != 2):
+        raise ValueError(f"model.initialisation is {how!r}, but must be null for positions without two axes")
+    torch.manual_seed(seed)
+    if recipe.model.get("pretrained"):
+        model = MODELS[recipe.task].from_pretrained(recipe.model["pretrained"], config=config)
+    else:
+        model = MODELS[recipe.task](config)
+        if how:
+            initialise_embeddings(model)
+    return model.to(DTYPES[dtype])
+
+
+def build_trainer(recipe: Recipe, arguments, task: Task, model, callbacks=()) -> RecipeTrainer:
+    """The trainer of a run or of an evaluation."""
+    return RecipeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=task.training,
+        eval_dataset=task.evaluation,
+        data_collator=partial(collate, pad=task.pad),
+        processing_class=task.tokenizer,
+        compute_metrics=metrics_of(task.summary),
+        preprocess_logits_for_metrics=statistics_for(task),
+        callbacks=list(callbacks),
+        unit=task.unit if task.unit != "token" or recipe.task == "causal-lm" else None,
+        muon=recipe.extra.muon_share if recipe.training.get("optim") == MUON else None,
+        schedule_steps=recipe.extra.schedule_steps,
+        evaluation_hashes=recipe.evaluation.num_hashes,
+    )
+
+
+def parameters_of(config: ReformerConfig, task: str) -> int:
+    """Number of parameters, without memory for them."""
+    with torch.device("meta"):
+        return sum(math.prod(parameter.shape) for parameter in MODELS[task](config).parameters())

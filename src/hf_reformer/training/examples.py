@@ -1,0 +1,141 @@
+"""Examples as pure functions of (seed, index): whatever order or process asks for them, and after any interruption.
+
+`Trainer` reads them in order, one pass over as many as the run needs, so its skipping of batches on resuming is exact. An
+example is a dict of tensors: `input_ids` (L,), `labels` (L,) or (), and what else the model takes.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+IGNORED = -100
+TRAINING, EVALUATION = 0, 1  # separate the random numbers of both
+PADDING = {"labels": IGNORED}  # what fills up the other keys is the padding token or 0
+
+
+class Examples(torch.utils.data.Dataset):
+    """`count` examples, each made by `make(index)` when it is asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], dict]):
+        self.count, self.make = count, make
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.make(int(index))
+
+
+class StreamedExamples(torch.utils.data.IterableDataset):
+    """The examples of an endless stream that begins anew, the same, each time it is iterated over."""
+
+    def __init__(self, start: Callable[[], Iterator[dict]]):
+        self.start = start
+
+    def __iter__(self):
+        return self.start()
+
+
+def generator(seed: int, *purpose: int) -> np.random.Generator:
+    """Random numbers that depend on these numbers alone."""
+    return np.random.default_rng([seed, *purpose])
+
+
+def shuffled_index(index: int, count: int, seed: int, cache: dict) -> int:
+    """Which of `count` rows is the `index`-th to be read: every pass over them is another permutation."""
+    epoch, place = divmod(index, count)
+    if cache.get("epoch") != epoch:
+        cache.update(epoch=epoch, order=generator(seed, TRAINING, epoch).permutation(count))
+    return int(cache["order"][place])
+
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """At most `wanted` of the indices 0 to `count` - 1, evenly spread."""
+    if wanted is None or wanted >= count:
+        return list(range(count))
+    return [i * count // wanted for i in range(wanted)]
+
+
+def number_of_windows(tokens: int, length: int, overlap: int) -> int:
+    """Windows of `length` tokens that share `overlap` tokens with the next one and cover all `tokens`."""
+    return max(1, -(-(tokens - overlap) // (length - overlap)))
+
+
+def packed_window(stream: np.ndarray, index: int, length: int, overlap: int) -> np.ndarray:
+    """Window `index`; the last one may be shorter.
+
+    With an overlap of one every token of the stream but its first is predicted exactly once; with none every token is in
+    exactly one window.
+    """
+    start = index * (length - overlap)
+    return stream[start : start + length]
+
+
+def language_example(ids: np.ndarray, **more) -> dict:
+    """A window of a causal language model."""
+    ids = torch.from_numpy(ids.astype(np.int64))
+    return {"input_ids": ids, "labels": ids.clone(), **more}
+
+
+def random_window(stream, length: int, context: int, random: np.random.Generator) -> dict:
+    """A window anywhere in the stream, anywhere among the `context` positions of the model."""
+    length = min(length, len(stream))
+    start = int(random.integers(len(stream) - length + 1))
+    first = int(random.integers(context - length + 1))
+    return language_example(stream[start : start + length], position_ids=torch.arange(first, first + length))
+
+
+def padded_whole(stream, context: int, pad: int, left: int) -> dict:
+    """The whole stream with `left` of its padding before it, the rest after; positions count from the first padding token."""
+    ids = torch.full((context,), pad, dtype=torch.int64)
+    labels = torch.full((context,), IGNORED, dtype=torch.int64)
+    real = slice(left, left + len(stream))
+    ids[real] = labels[real] = torch.from_numpy(stream.astype(np.int64))
+    mask = torch.zeros(context, dtype=torch.int64)
+    mask[real] = 1
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": torch.arange(context)}
+
+
+def masked_example(
+    ids: np.ndarray, random: np.random.Generator, share: float, mask: int, first: int, size: int
+) -> dict:
+    """BERT's task: of a `share` of the tokens 80 % are masked, 10 % replaced by one of `first` to `size` - 1, 10 % left."""
+    chosen = random.random(len(ids)) < share
+    chosen[random.integers(len(ids))] = True  # a window without any would have no loss
+    ids = ids.astype(np.int64)
+    labels = np.where(chosen, ids, IGNORED)
+    what = random.random(len(ids))
+    ids[chosen & (what < 0.8)] = mask
+    replaced = chosen & (what >= 0.8) & (what < 0.9)
+    ids[replaced] = random.integers(first, size, int(replaced.sum()))
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
+def duplication_example(length: int, symbols: int, random: np.random.Generator) -> dict:
+    """0w0w (paper, section 5.2); the loss is over the second w."""
+    half = length // 2
+    word = torch.from_numpy(random.integers(1, symbols + 1, half - 1))
+    zero = torch.zeros(1, dtype=torch.int64)
+    ids = torch.cat([zero, word, zero, word])
+    labels = ids.clone()
+    labels[: half + 1] = IGNORED
+    return {"input_ids": ids, "labels": labels}
+
+
+def collate(rows: list[dict], pad: int = 0) -> dict[str, torch.Tensor]:
+    """Rows of one batch as tensors (B, L), padded on the right where their lengths differ, with a mask then."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    longest = max(lengths)
+    if min(lengths) < longest:
+        rows = [{"attention_mask": torch.ones(len(row["input_ids"]), dtype=torch.int64), **row} for row in rows]
+    batch = {}
+    for key in rows[0]:
+        values = [torch.as_tensor(row[key]) for row in rows]
+        if values[0].ndim == 1:
+            fill = pad if key == "input_ids" else PADDING.get(key, 0)
+            values = [torch.nn.functional.pad(value, (0, longest - len(value)), value=fill) for value in values]
+        batch[key] = torch.stack(values)
+    return batch

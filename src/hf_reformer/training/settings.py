@@ -1,0 +1,165 @@
+"""What the sections `data` and `evaluation` of a recipe may hold, by the format of the data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data comes from: files here, a dataset of the Hub, or a generator; `training_examples` of them at most.
+
+    `files` and `evaluation_files` name files and folders; `dataset` is a name on the Hub. `generated` makes so many
+    examples (bytes of text) of the same format without any data, for trials. `obtain` says where to get the data.
+    """
+
+    files: list[str] | str | None = None
+    evaluation_files: list[str] | str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    training_split: str = "train"
+    evaluation_split: str = "test"
+    generated: int | None = None
+    obtain: str | None = None
+
+
+@dataclass(frozen=True)
+class Tokenised(Source):
+    """Text in tokens: bytes, or a vocabulary of `vocab_size` trained on the training text, or a saved tokenizer.
+
+    `tokenizer`: `byte` (`ReformerByteTokenizer`), `bpe` (pieces of characters, as SentencePiece makes them), `byte-bpe` (pieces
+    of bytes: no text is unknown), or the folder or name of a saved one. `context`: tokens of the longest input.
+    """
+
+    tokenizer: str = "byte"
+    vocab_size: int | None = None
+    context: int = 4096
+
+
+@dataclass(frozen=True)
+class TextData(Tokenised):
+    """Plain text, one long stream.
+
+    `windows`: `packed` cuts it into windows of `context` tokens, each token predicted exactly once in an epoch; `random` draws
+    windows anywhere; `whole` is all of it in one window, with padding split at random between left and right.
+    `window_plan`: pairs (until, length): up to that share of the steps, random windows have that length, and lie anywhere among
+    the model's positions. `training_range`, `evaluation_range`: bytes from, to of the files; without them, whole files (of a
+    single file its end) are held out, at least `held_out` of the text.
+    `streaming`: read the dataset as training goes on, in order or shuffled within `shuffle_buffer` examples.
+    """
+
+    text_column: str = "text"
+    windows: Literal["packed", "random", "whole"] = "packed"
+    window_plan: list[list[float]] | None = None
+    training_range: list[int] | None = None
+    evaluation_range: list[int] | None = None
+    held_out: float = 0.05
+    separate_documents: bool = False
+    mask_share: float = 0.15
+    streaming: bool = False
+    shuffle_buffer: int = 0
+
+
+@dataclass(frozen=True)
+class ImageData(Source):
+    """Images of `size` x `size` pixels as 3 * size * size byte values, row by row, the three colours of a pixel together.
+
+    `files`: folders of images, or .npy and .npz arrays of shape (images, 3 * size * size) in the order of the official
+    64 x 64 ImageNet files (all red, then all green, then all blue values).
+    """
+
+    size: int = 64
+    image_column: str = "image"
+
+
+@dataclass(frozen=True)
+class DuplicationData:
+    """The sequences 0w0w: w has `length` / 2 - 1 symbols drawn from 1 to `symbols`."""
+
+    length: int = 1024
+    symbols: int = 127
+
+
+@dataclass(frozen=True)
+class ClassificationData(Tokenised):
+    """Rows of a text and its label."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+@dataclass(frozen=True)
+class QuestionData(Tokenised):
+    """Rows of a question, a context, and answers {text: [...], answer_start: [...]} as in SQuAD."""
+
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = "answers"
+
+
+@dataclass(frozen=True)
+class TagData(Tokenised):
+    """Rows of words and a tag for each."""
+
+    words_column: str = "tokens"
+    tags_column: str = "ner_tags"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How much is evaluated and what is shown of it.
+
+    `examples`: at most so many, spread evenly over the held-out data. `num_hashes`: rounds of hashing in evaluation (null:
+    the model's). `samples`: texts generated at each evaluation, from prompts of `prompt_tokens` held-out tokens.
+    """
+
+    examples: int | None = None
+    num_hashes: int | None = None
+    samples: int = 0
+    prompt_tokens: int = 64
+    sample_tokens: int = 128
+    temperature: float = 0.8
+    top_p: float = 1.0
+
+
+FORMATS = {
+    "text": TextData,
+    "images": ImageData,
+    "duplication": DuplicationData,
+    "classification": ClassificationData,
+    "questions": QuestionData,
+    "tags": TagData,
+}
+TASK_FORMATS = {
+    "causal-lm": ("text", "images", "duplication"),
+    "masked-lm": ("text",),
+    "classification": ("classification",),
+    "question-answering": ("questions",),
+    "token-classification": ("tags",),
+}
+
+
+@dataclass(frozen=True)
+class ExtraTraining:
+    """Keys of `training` beside those of `TrainingArguments`.
+
+    `schedule_steps`: the length of the learning-rate schedule where it is not the run's. `muon_share`: with `optim: muon`, the
+    learning rate of what is no matrix of a layer, relative to the matrices'.
+    """
+
+    schedule_steps: int | None = None
+    muon_share: float = 0.15
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with everything filled in and checked."""
+
+    name: str
+    task: str
+    source: str
+    model: dict
+    data: object
+    training: dict
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    extra: ExtraTraining = field(default_factory=ExtraTraining)
+    plain: dict = field(default_factory=dict)  # the same as plain values, as it is written to recipe.yaml
