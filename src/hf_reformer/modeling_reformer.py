@@ -18,6 +18,7 @@ from .inputs import check_inputs, check_labels, check_position_ids
 from .layers import ReformerEmbeddings, ReformerEncoder
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
 from .positions import AxialPositionEmbeddings
+from .token_chunks import in_token_chunks
 from .tracing import tracing
 
 
@@ -237,8 +238,11 @@ class _LanguageModel(ReformerPreTrainedModel):
         if labels is not None and self.training and chunk > 0:
             loss = chunked_token_cross_entropy(self.lm_head, hidden_states, labels, chunk, num_items_in_batch)
             return loss, None
-        parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
-        logits = torch.cat([self.lm_head(part) for part in parts], dim=1) if len(parts) > 1 else self.lm_head(parts[0])
+        if not torch.is_grad_enabled():
+            logits = in_token_chunks(self.lm_head, chunk or 1024, hidden_states)
+        else:
+            parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
+            logits = torch.cat([self.lm_head(part) for part in parts], dim=1) if len(parts) > 1 else self.lm_head(parts[0])
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
         return loss, logits
 
@@ -272,7 +276,6 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> ReformerCausalLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) the mean cross entropy of the next token.
@@ -280,8 +283,10 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         Args:
             logits_to_keep: only the last so many positions, or these; the loss needs all of them.
             num_items_in_batch: divides the summed loss, instead of the number of labels (gradient accumulation).
-            shift_labels: labels that are shifted already.
+            kwargs: `shift_labels` (B, L), labels that are shifted already. It has no name of its own in the signature
+                because `Trainer` evaluates a loss only where the data hold all arguments named "...labels".
         """
+        shift_labels = kwargs.get("shift_labels")
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
