@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 import hf_reformer
 from hf_reformer.atomic import replacing_folder
 
-from . import transformers_format, trax_config, trax_language_model, trax_positions
+from . import limits, transformers_format, trax_config, trax_language_model, trax_positions
 from .bounded import read_json, read_text
 from .fingerprint import fingerprint
 from .gin import parse_gin
@@ -25,7 +25,6 @@ from .trax_writer import write_trax
 TARGETS = ("hf_reformer", "transformers", "trax")
 BYTE_VOCABULARY = 258
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-MAX_TABLE = 2**20  # rows of a position table that is written out
 
 
 @dataclass
@@ -172,8 +171,8 @@ def our_config_of(arch, config, notes, max_length=None):
     longest = torch.Size(shape).numel() if axial else max_length or max(config.max_len, config.length or 1)
     if arch.positions.kind == "table":
         longest = arch.positions.shapes[0][-2]
-    if longest > MAX_TABLE and not axial:
-        raise ValueError(f"a position table of {longest:,} rows is too long to be written out: give --max-length.")
+    if not axial:
+        limits.check_positions(longest, arch.d_model)
     length = config.length or min(longest, config.max_len)
     layers = trax_language_model.attention_of_layers(arch, config, notes)
     settings = trax_language_model.layer_settings(layers, length)
@@ -215,10 +214,10 @@ def materialised_positions(arch, config, arrays, length, dtype):
 
 def build(checkpoint):
     """The model with these very tensors; every shape is checked first."""
+    limits.check_settings(checkpoint.config)
     entries = transformers_format.entries_of(checkpoint.model_class, checkpoint.config)
     match_by_name(entries, checkpoint.tensors, "the converted checkpoint")
-    with torch.device("meta"):
-        model = checkpoint.model_class(checkpoint.config)
+    model = limits.parameters_of(checkpoint.model_class, checkpoint.config)
     model.load_state_dict(checkpoint.tensors, assign=True)
     return model.eval()
 

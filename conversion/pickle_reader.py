@@ -2,8 +2,8 @@
 
 Python's own `pickle` calls whatever a file names. This one never imports and never calls anything by name: the few names
 that checkpoints contain (`pickled_names`) stand for functions of this package, which only check and store; every other
-name is refused. Bounded: opcodes are counted, keys of dictionaries must be scalars (hashing a nested tuple may take
-forever), memory is never claimed by a number in the file.
+name is refused. Bounded: opcodes are counted, memory is never claimed by a number in the file, and containers are neither
+hashed nor printed: one that holds another twice, thirty levels deep, is a few hundred bytes that take forever.
 """
 
 import io
@@ -159,8 +159,10 @@ class Machine:
         self._push_name(*self.take(2))
 
     def _push_name(self, module, name):
-        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in self.names:
-            raise ValueError(f"the pickle names {str(module)[:80]}.{str(name)[:80]}, which no checkpoint needs")
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("the pickle names something by an object that is not text")
+        if (module, name) not in self.names:
+            raise ValueError(f"the pickle names {module[:80]}.{name[:80]}, which no checkpoint needs")
         self.stack.append(self.names[module, name])
 
     def do_reduce(self, argument):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 MAX_DIMENSIONS = 16
+MAX_SIZE = 2**62  # of one dimension
 BFLOAT16 = "bfloat16"
 ITEM_SIZES = {
     "f2": 2,
@@ -32,9 +33,11 @@ class Dtype:
 
     def __init__(self, code="", *unused):
         code = BFLOAT16 if code is BFLOAT16_NAME else code
-        order, code = (code[0], code[1:]) if isinstance(code, str) and code[:1] in tuple("<>|=") else ("<", code)
+        if not isinstance(code, str):
+            raise ValueError("an array of a type that is not given as text")
+        order, code = (code[0], code[1:]) if code[:1] in tuple("<>|=") else ("<", code)
         if code not in ITEM_SIZES:
-            raise ValueError(f"an array of type {code!r}; only numbers of {', '.join(ITEM_SIZES)} are read")
+            raise ValueError(f"an array of type {code[:80]!r}; only numbers of {', '.join(ITEM_SIZES)} are read")
         self.code, self.order = code, "<" if order in "|=" else order
 
     def set_state(self, state):
@@ -46,7 +49,11 @@ class Dtype:
 class Array:
     """An array, described: filled by `set_state`, checked there."""
 
-    shape = None
+    shape, data = None, b""
+
+    @property
+    def nbytes(self):
+        return len(self.data)
 
     def set_state(self, state):
         if not isinstance(state, tuple) or len(state) != 5:
@@ -58,8 +65,8 @@ class Array:
     def _check(self):
         shape, dtype, data = self.shape, self.dtype, self.data
         whole = isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS
-        if not whole or not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"an array has the shape {str(shape)[:80]}")
+        if not whole or not all(type(size) is int and 0 <= size < MAX_SIZE for size in shape):
+            raise ValueError(f"an array has a shape that is not a tuple of up to {MAX_DIMENSIONS} sizes")
         if not isinstance(dtype, Dtype) or not isinstance(data, bytes | bytearray):
             raise ValueError("an array is not made of plain numbers")
         expected = math.prod(shape) * ITEM_SIZES[dtype.code]
@@ -108,7 +115,7 @@ class Name:
     """A name that may be passed on, but is nothing to call."""
 
 
-NDARRAY, LIST, BFLOAT16_NAME, SCALAR_TYPE = Name(), Name(), Name(), Name()
+NDARRAY, LIST, BFLOAT16_NAME = Name(), Name(), Name()
 
 
 def _reconstruct(kind, *unused):
@@ -135,6 +142,17 @@ def _empty_dict(*unused):
     return {}
 
 
+def _encode(text, encoding):
+    """Bytes as pickles of protocol 2 and below hold them: as text of the characters 0 to 255."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise ValueError("bytes that are not written as Latin-1 text")
+    return text.encode("latin-1")
+
+
+def _empty_bytes(*unused):
+    return b""
+
+
 NAMES = {
     ("numpy", "ndarray"): NDARRAY,
     ("numpy", "dtype"): Dtype,
@@ -144,6 +162,9 @@ NAMES = {
     ("trax.supervised.history", "History"): Inert,
     ("collections", "defaultdict"): _empty_dict,
     ("builtins", "list"): LIST,
+    ("__builtin__", "list"): LIST,  # the name in pickles of protocol 2 and below
+    ("__builtin__", "bytes"): _empty_bytes,
+    ("_codecs", "encode"): _encode,
     ("ml_dtypes", "bfloat16"): BFLOAT16_NAME,
 }
 for _numpy in ("numpy.core", "numpy._core"):  # the name before and after NumPy 2
@@ -151,4 +172,6 @@ for _numpy in ("numpy.core", "numpy._core"):  # the name before and after NumPy 
     NAMES[f"{_numpy}.multiarray", "scalar"] = _scalar
     NAMES[f"{_numpy}.numeric", "_frombuffer"] = _from_buffer
 
-CALLABLE = [Dtype, Inert, OrderedDict, _reconstruct, _scalar, _from_buffer, _jax_array, _empty_dict]
+CALLABLE = [
+    Dtype, Inert, OrderedDict, _reconstruct, _scalar, _from_buffer, _jax_array, _empty_dict, _encode, _empty_bytes,
+]  # fmt: skip

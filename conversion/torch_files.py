@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from .bounded import read_json, regular_file_size
+from .limits import check_bytes
 from .pickle_reader import PERSISTENT, read_pickle
 from .pickled_names import NAMES, Inert, OrderedDict
 
@@ -89,6 +90,7 @@ def _read_pickled(path):
         raise ValueError(f"{path} is refused: {str(error).splitlines()[0][:300] if str(error) else error!r}") from error
     if not isinstance(tensors, dict) or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors.")
+    check_bytes(tensors.values(), size, path)
     return {str(name): tensor for name, tensor in tensors.items()}
 
 

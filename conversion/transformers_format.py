@@ -15,6 +15,7 @@ import torch
 
 import hf_reformer
 
+from . import limits
 from .key_map import check, match_by_name, same
 
 CLASSES = {
@@ -48,8 +49,7 @@ def model_class_of(config_fields, names):
 
 def entries_of(model_class, config):
     """The key map: the parameters of the model, found on the meta device, where they take no memory."""
-    with torch.device("meta"):
-        model = model_class(config)
+    model = limits.parameters_of(model_class, config)
     return [same(name, tensor.shape, name) for name, tensor in model.state_dict().items()]
 
 
@@ -73,9 +73,17 @@ def to_ours(config_fields, tensors, where):
         raise ValueError(f"`model_type` is {config_fields['model_type']!r}, but must be 'reformer'.")
     tensors = modern_names(tensors, where)
     model_class = model_class_of(config_fields, tensors)
-    config = hf_reformer.ReformerConfig.from_dict(config_fields)
+    config = our_config(config_fields)
+    limits.check_layers(config, tensors, where)
     match_by_name(entries_of(model_class, config), tensors, where)
     return model_class, config, tensors
+
+
+def our_config(fields):
+    """The configuration; a reference to code (`auto_map`) stays behind, for the code itself is not converted."""
+    if fields.get("quantization_config"):
+        raise ValueError("the checkpoint is quantised (`quantization_config`): convert the one that it was made from.")
+    return hf_reformer.ReformerConfig.from_dict({name: value for name, value in fields.items() if name != "auto_map"})
 
 
 def config_for_transformers(config):
@@ -89,7 +97,7 @@ def config_for_transformers(config):
         raise ValueError(f"`attn_layers` holds {foreign}, which transformers' Reformer cannot compute.")
     if not config.allow_duplicate_attention:
         raise ValueError("`allow_duplicate_attention` is False, which transformers' Reformer cannot compute.")
-    fields = {name: value for name, value in config.to_dict().items() if name not in (*OURS_ONLY, "auto_map")}
+    fields = {name: value for name, value in config.to_dict().items() if name not in OURS_ONLY}
     if config.uses("lsh") and config.num_buckets is None:
         factors = config.bucket_factors("lsh")
         fields["num_buckets"] = factors[0] if len(factors) == 1 else factors

@@ -126,9 +126,11 @@ def _config(model, attention, length, bases=None):
     for name in ("max_len", *SIZES):
         if model.get(name) is not None and not _is_int(model[name], 1):
             raise ValueError(f"`{name}` is {model[name]!r}, but must be a positive integer.")
+    if length is not None and not _is_int(length, 1):
+        raise ValueError(f"the training length is {length!r}, but must be a positive integer.")
     sizes = {name: model[name] for name in (*SIZES, "pos_axial_shape", "pos_d_axial_embs") if model.get(name)}
     said = {"dropout": model.get("dropout"), "max_len": model.get("max_len"), "pos_type": model.get("pos_type")}
-    said |= {"length": length if _is_int(length, 1) else None, "bases": tuple(bases) if bases else None}
+    said |= {"length": length, "bases": tuple(bases) if bases else None}
     said |= {"activation": _activation(model.get("ff_activation"))}
     return TraxConfig(attention, sizes=sizes, **{name: value for name, value in said.items() if value is not None})
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .bounded import BoundedFile
+from .limits import check_bytes
 from .npy_stream import read_npy_stream
 from .pickle_reader import read_pickle
 from .pickled_names import Array
@@ -79,7 +80,7 @@ def _base(path):
 
 
 def _read_pickled(path, base):
-    checkpoint = _unpickle(path)
+    checkpoint, size = _unpickle(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, but must hold a dictionary.")
     step = checkpoint.get("step")
@@ -87,21 +88,23 @@ def _read_pickled(path, base):
     if "flat_weights" in checkpoint:
         flat = checkpoint["flat_weights"]
         if type(flat) is not int:
-            return TraxFile(_floats(_leaves(flat, path), path), step, "flat weights in the pickle")
+            return TraxFile(_tensors(flat, size, path), step, "flat weights in the pickle")
         weights = base.with_name(base.name + ".weights.npy.gz")
         if weights.exists():
             return TraxFile(_floats(read_npy_stream(weights), weights), step, "weights.npy.gz")
         return TraxFile(_read_shards(path, flat), step, "shards")
     if "weights" in checkpoint:
-        return TraxFile(_floats(_leaves(checkpoint["weights"], path), path), step, "nested weights in the pickle")
-    raise ValueError(f"{path} has the keys {sorted(map(str, checkpoint))}, but no `flat_weights` and no `weights`.")
+        return TraxFile(_tensors(checkpoint["weights"], size, path), step, "nested weights in the pickle")
+    keys = str(sorted(map(str, checkpoint)))[:300]
+    raise ValueError(f"{path} has the keys {keys}, but no `flat_weights` and no `weights`.")
 
 
 def _unpickle(path):
+    """The object and how many bytes it was read from."""
     with BoundedFile(path) as file:
         data = file.read_all()
     try:
-        return read_pickle(data)
+        return read_pickle(data), len(data)
     except ValueError as error:
         raise ValueError(f"{path} is refused: {error}.") from error
 
@@ -113,11 +116,21 @@ def _read_shards(path, count):
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise ValueError(f"{path} has its weights in other files; missing are {', '.join(missing)}.")
-    return [array for shard in shards for array in _floats(_leaves(_unpickle(shard), shard), shard)]
+    return [array for shard in shards for array in _tensors(*_unpickle(shard), shard)]
+
+
+def _tensors(tree, size, path):
+    """The arrays of a tree that was read from `size` bytes, as tensors."""
+    arrays = _leaves(tree, path)
+    check_bytes(arrays, size, path)
+    return _floats([array.to_tensor() for array in arrays], path)
 
 
 def _leaves(tree, path):
-    """The arrays of a tree of lists and tuples, depth first; empty parts and markers of shared weights are left out."""
+    """The arrays of a tree of lists and tuples, depth first, still described.
+
+    Empty parts and markers of shared weights are left out.
+    """
     arrays, pending, nodes = [], [(tree, 0)], 0
     while pending:
         node, depth = pending.pop()
@@ -125,9 +138,9 @@ def _leaves(tree, path):
         if nodes > MAX_NODES or depth > MAX_DEPTH:
             raise ValueError(f"{path}: the tree of weights has more than {MAX_NODES:,} nodes or {MAX_DEPTH} levels.")
         if isinstance(node, Array):
-            arrays.append(node.to_tensor())
+            arrays.append(node)
         elif isinstance(node, tuple) and len(node) == 2 and node[1] == "bfloat16" and isinstance(node[0], Array):
-            arrays.append(node[0].to_tensor())
+            arrays.append(node[0])
         elif isinstance(node, list | tuple):
             pending.extend((child, depth + 1) for child in reversed(node))
         elif not isinstance(node, dict) and node is not None:

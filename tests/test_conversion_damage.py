@@ -14,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import hf_reformer.conversion.pickle_reader as pickle_reader
+import hf_reformer.conversion.pickled_names as pickled_names
+import hf_reformer.conversion.torch_files as torch_files
 import numpy as np
 import pytest
 import torch
@@ -117,10 +119,11 @@ def write_damaged_corpus(corpus, folder, per_format, seed=0):
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """What became of both corpora, converted by one process: {kind: {case: answer}}."""
-    folder = tmp_path_factory.mktemp("damage")
+    folder, work = tmp_path_factory.mktemp("damage"), tmp_path_factory.mktemp("work")
     write_damaged_corpus(folder / "corpus", folder / "sound", 16)
-    write_hostile_corpus(folder / "corpus", tmp_path_factory.mktemp("work"))
+    write_hostile_corpus(folder / "corpus", work)
     results = run_corpus(folder / "corpus")
+    assert not (work / "was_here").exists()  # what a hostile file does when it is run
     kinds = ("sound", "damaged", "hostile")
     return {kind: {name: x for name, x in results.items() if name.startswith(kind)} for kind in kinds}
 
@@ -153,10 +156,8 @@ class Call:
         return self.call
 
 
-def hostile_pickles():
+def hostile_pickles(touch):
     """Pickles that Python's own `pickle.load` would run, hang or drown in."""
-    touch = Call(os.system, "touch /tmp/hf_reformer_was_here")
-    doubling = "(t" + "".join(f"2\x86q{chr(i)}" for i in range(1, 60)) + "}q\x00(h\x3bK\x01u"
     yield "system", pickle.dumps({"flat_weights": touch}, 4)
     yield "system-protocol-0", pickle.dumps({"flat_weights": touch}, 0)
     yield "eval", pickle.dumps({"flat_weights": Call(eval, "1")}, 4)
@@ -166,8 +167,15 @@ def hostile_pickles():
     yield "huge-memo-index", b"\x80\x04]r\xff\xff\xff\x7f."
     yield "huge-bytes", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x."
     yield "huge-frame", b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"]."
-    yield "nested-tuple-as-key", b"\x80\x02" + b")" + b"2\x86" * 60 + b"}" + b"\x85" + b"]" + b"s."
-    yield "hash-bomb", doubling.encode("latin-1") + b"."
+    yield "copied-object", b"\x80\x02]2\x86."
+    for kind, tree in (("tuples", DOUBLED_TUPLES), ("lists", DOUBLED_LISTS)):
+        yield f"{kind}-as-key", b"\x80\x02}" + tree + b"Ns."
+        yield f"{kind}-as-module", b"\x80\x02" + tree + b"X\x01\x00\x00\x00a\x93."
+        yield f"{kind}-as-type", b"\x80\x02cnumpy\ndtype\n" + tree + b"\x85R."
+        yield f"{kind}-as-shape", array_of_shape(tree)
+    number = b"\x8b" + struct.pack("<i", 500_000) + b"\x7f" * 500_000
+    yield "long-numbers-as-shape", array_of_shape(b"(" + number * 14 + b"t")
+    yield "one-array-often", pickle.dumps({"flat_weights": [np.zeros(10**6, np.float32)] * 5000}, 4)
     yield "deep", b"\x80\x02" + b"(" * 100_000 + b"l" * 100_000 + b"."
     yield "many-objects", b"\x80\x02(" + b"}" * 3_000_000 + b"l."
     yield "wide-tree", wide_tree()
@@ -177,6 +185,22 @@ def hostile_pickles():
     yield "buffer", b"\x80\x05\x97."
     yield "no-stop", b"\x80\x02]"
     yield "empty", b""
+
+
+def doubled(build):
+    """A container that holds another twice, and so on for 60 levels: 2^60 leaves to print or to hash."""
+    levels = b"".join(b"0" + build(bytes([ord("h"), level]) * 2) + b"q" + bytes([level + 1]) for level in range(60))
+    return b")q\x00" + levels
+
+
+DOUBLED_TUPLES = doubled(lambda items: items + b"\x86")
+DOUBLED_LISTS = doubled(lambda items: b"](" + items + b"e")
+
+
+def array_of_shape(shape):
+    """The opcodes of an array."""
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+    return b"\x80\x02" + made + b"(K\x01" + shape + b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R\x89C\x00tb."
 
 
 def wide_tree():
@@ -246,10 +270,10 @@ def bomb(megabytes, head=b""):
     return gzip.compress(head) + gzip.compress(bytes(2**24)) * (megabytes // 16)
 
 
-def hostile_torch_files(folder):
+def hostile_torch_files(folder, touch):
     """Files called pytorch_model.bin."""
     model = build(tiny_config(["local"]), dtype=torch.float32)
-    torch.save(dict(model.state_dict()) | {"x": Call(os.system, "touch /tmp/hf_reformer_was_here")}, folder / "call")
+    torch.save(dict(model.state_dict()) | {"x": touch}, folder / "call")
     yield "torch-call", (folder / "call").read_bytes()
     torch.save(dict(model.state_dict()), folder / "zip")
     for name, change in (("compressed", zipfile.ZIP_DEFLATED), ("member-bomb", None)):
@@ -263,7 +287,9 @@ def hostile_torch_files(folder):
     yield "torch-module", (folder / "module").read_bytes()
     torch.save([1, 2], folder / "list")
     yield "torch-list", (folder / "list").read_bytes()
-    yield "torch-plain-pickle", pickle.dumps({"x": Call(os.system, "touch /tmp/hf_reformer_was_here")})
+    torch.save({"x": torch.zeros(1).expand(2**40)}, folder / "expanded")
+    yield "torch-expanded", (folder / "expanded").read_bytes()
+    yield "torch-plain-pickle", pickle.dumps({"x": touch})
     yield "torch-huge-storage", legacy_with_storage(2**40)
 
 
@@ -280,19 +306,45 @@ def legacy_with_storage(count):
     return b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {})) + body + pickle.dumps(["0"], 2)
 
 
+HOSTILE_SETTINGS = {
+    "rounds": {"num_hashes": 10**8},
+    "buckets": {"num_buckets": 10**10},
+    "factors": {"num_buckets": [2] * 60},
+    "chunk": {"lsh_attn_chunk_length": 10**10},
+    "local-chunk": {"local_attn_chunk_length": 10**10},
+    "chunks-before": {"lsh_num_chunks_before": 10**8},
+    "layers": {"attn_layers": ["local"] * 100_000, "num_hidden_layers": 100_000},
+    "vocabulary": {"vocab_size": 2**60},
+}
+
+
+def write_hostile_settings(corpus):
+    """Sound weights beside a configuration that claims memory or time without end."""
+    model = build(tiny_config(["local", "lsh"]), dtype=torch.float32)
+    for name, changes in HOSTILE_SETTINGS.items():
+        folder = corpus / f"hostile-settings-{name}"
+        model.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps(model.config.to_dict() | changes))
+    rows = settings([{"type": "local", "chunk_len": None}], 2**20, pos_type="sin-cos", max_len=2**20)
+    sizes = {"d": 2**16, "d_ff": 1, "heads": 1, "key": 1, "value": 1, "vocab": 1}
+    write_newest(corpus / "hostile-settings-positions", random_weights([], [False], **sizes), rows)
+
+
 def write_hostile_corpus(corpus, work):
+    touch = Call(os.system, f"touch {work}/was_here")
+
     def case(name, file, data, config=None):
         folder = write_config(corpus / f"hostile-{name}", settings() if config is None else config)
         (folder / file).write_bytes(data)
         return folder
 
-    for name, data in hostile_pickles():
+    for name, data in hostile_pickles(touch):
         case(f"pickle-{name}", "model.pkl.gz" if name == "system" else "model.pkl", data)
     for name, changes in LYING_ARRAYS.items():
         case(name, "model.pkl", array_pickle(**changes))
     for name, data in hostile_streams():
         case(name, "model.weights.npy.gz", gzip.compress(data))
-    for name, data in hostile_torch_files(work):
+    for name, data in hostile_torch_files(work, touch):
         case(name, "pytorch_model.bin", data, tiny_config(["local"]).to_dict())
     head = header("{'descr': '<f4', 'fortran_order': False, 'shape': (67108864, 4), }")
     case("bomb-npy", "model.weights.npy.gz", bomb(1024, head))
@@ -305,12 +357,17 @@ def write_hostile_corpus(corpus, work):
     weights = npy_gz(random_weights(AXIAL))
     for name, text in (("deep", "[" * 100_000), ("list", "[]"), ("types", '{"model": 3, "attention": 4}')):
         (case(f"json-{name}", "model.weights.npy.gz", weights) / "config.json").write_text(text)
+    write_hostile_settings(corpus)
     case("gin-deep", "model.weights.npy.gz", weights, "ReformerLM.n_layers = " + "(" * 50_000)
 
 
 def test_hostile_files_are_refused(answers):
     assert_harmless(answers["hostile"], refused=True)
-    assert not os.path.exists("/tmp/hf_reformer_was_here")
+
+
+def test_the_payload_of_the_hostile_files_does_run_where_pickles_are_trusted(tmp_path):
+    pickle.loads(pickle.dumps(Call(os.system, f"touch {tmp_path}/was_here")))
+    assert (tmp_path / "was_here").exists()
 
 
 def test_a_refused_name_is_said(tmp_path):
@@ -336,3 +393,94 @@ def test_byte_and_memory_order(tmp_path, name, order):
     for tensor in (read_npy_stream(tmp_path / "x.npy.gz")[0], pickled):
         assert tensor.tolist() == array.tolist()
         assert tensor.element_size() == array.itemsize
+
+
+# --- what a pickle may name and call --------------------------------------------------------------------------------
+
+
+def name_in_a_pickle(module, name, stacked):
+    """The opcodes that put a name on the stack, in the form of protocol 4 or of the ones before."""
+    if not stacked:
+        return f"c{module}\n{name}\n".encode()
+    return b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93"
+
+
+FOREIGN_NAMES = [
+    ("posix", "system"),
+    ("numpy", "load"),  # a known module, another name
+    ("os", "dtype"),  # a known name, another module
+    ("numpy.core.multiarray", "fromfile"),
+    ("trax.shapes", "History"),  # both known, but not together
+    ("torch", "FloatStorage"),  # known in PyTorch's files only
+    ("numpy", "dtype.__class__"),
+    ("Numpy", "dtype"),
+    ("numpy", "dtype "),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["GLOBAL", "STACK_GLOBAL"])
+@pytest.mark.parametrize(("module", "name"), FOREIGN_NAMES)
+def test_a_name_is_known_only_together_with_its_module(module, name, stacked):
+    with pytest.raises(ValueError, match=r"names .*\..*, which no checkpoint needs"):
+        read_pickle(b"\x80\x04" + name_in_a_pickle(module, name, stacked) + b".")
+
+
+@pytest.mark.parametrize("names", [pickled_names.NAMES, torch_files._names(10)], ids=["Trax", "PyTorch"])
+def test_names_stand_for_nothing_from_elsewhere(names):
+    """A name that is let in by mistake (`eval: eval`) would be an object of another module than these two."""
+    for name, meaning in names.items():
+        home = getattr(meaning, "__module__", None) or type(meaning).__module__
+        assert home in ("hf_reformer.conversion.pickled_names", "hf_reformer.conversion.torch_files"), name
+
+
+def test_the_names_are_those_of_checkpoints():
+    """All of them: whoever adds one reads here what it lets in."""
+    modules = {module for module, _ in pickled_names.NAMES}
+    assert modules == {
+        "numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric",
+        "jax._src.array", "trax.shapes", "trax.history", "trax.supervised.history", "collections", "builtins",
+        "__builtin__", "_codecs", "ml_dtypes",
+    }  # fmt: skip
+    of_python = {
+        name for name in pickled_names.NAMES if name[0] in ("collections", "builtins", "__builtin__", "_codecs")
+    }
+    assert of_python == {
+        ("collections", "defaultdict"), ("builtins", "list"), ("__builtin__", "list"), ("__builtin__", "bytes"),
+        ("_codecs", "encode"),
+    }  # fmt: skip
+
+
+def test_even_a_known_name_is_called_only_if_it_is_one_of_the_functions_for_it():
+    calls = []
+    with pytest.raises(ValueError, match="calls something that is not to be called"):
+        read_pickle(b"\x80\x02ca\nb\n)R.", {("a", "b"): lambda: calls.append(1)})
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "opcodes", "message"),
+    [
+        ("numpy\ndtype", b")\x81.", "makes an object of a class"),  # NEWOBJ
+        ("trax.shapes\nShapeDtype", b"]R.", "calls something"),  # REDUCE with a list for its arguments
+        ("trax.shapes\nShapeDtype", b"K\x01R.", "calls something"),
+        ("numpy\nndarray", b")R.", "calls something"),  # a name that is only passed on
+        ("numpy\nndarray", b"}b.", "changes an object"),  # BUILD
+    ],
+)
+def test_known_names_are_used_as_checkpoints_use_them(name, opcodes, message):
+    with pytest.raises(ValueError, match=message):
+        read_pickle(f"\x80\x02c{name}\n".encode("latin-1") + opcodes)
+
+
+@pytest.mark.parametrize("dropped", ["_look_through", "weights_only"])
+def test_either_of_both_guards_alone_keeps_a_pytorch_file_from_running(tmp_path, monkeypatch, dropped):
+    torch.save({"x": Call(os.system, f"touch {tmp_path}/was_here")}, tmp_path / "pytorch_model.bin")
+    if dropped == "_look_through":
+        monkeypatch.setattr(torch_files, "_look_through", lambda *arguments: None)
+    else:
+        load = torch.load
+        monkeypatch.setattr(torch, "load", lambda path, **options: load(path, **options | {"weights_only": False}))
+    with pytest.raises(ValueError, match="is refused"):
+        torch_files.read_tensors(tmp_path / "pytorch_model.bin")
+    assert not (tmp_path / "was_here").exists()
