@@ -100,6 +100,14 @@ def model_config(recipe: Recipe, vocab_size: int | None = None, more: dict | Non
     return config
 
 
+def config_for(recipe: Recipe, task: Task) -> ReformerConfig:
+    """The configuration of the recipe's model for the task's data: its vocabulary, special tokens and labels."""
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    special = {} if task.tokenizer is None else {name: getattr(task.tokenizer, name) for name in names}
+    special = {name: value for name, value in special.items() if value is not None}
+    return model_config(recipe, task.vocab_size, {**special, **task.model_fields})
+
+
 def repeated(pattern: list[str], layers: int) -> list[str]:
     """The pattern over and over, up to the number of layers."""
     if layers % len(pattern):
@@ -156,10 +164,11 @@ def build_trainer(recipe: Recipe, arguments, task: Task, model, callbacks=()) ->
         compute_metrics=metrics_of(task.summary),
         preprocess_logits_for_metrics=statistics_for(task),
         callbacks=list(callbacks),
-        unit=task.unit if task.unit != "token" or recipe.task == "causal-lm" else None,
+        unit=task.unit,
         muon=recipe.extra.muon_share if recipe.training.get("optim") == MUON else None,
         schedule_steps=recipe.extra.schedule_steps,
         evaluation_hashes=recipe.evaluation.num_hashes,
+        reversible_from=recipe.extra.reversible_from,
     )
 
 

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from ..generate_command import load_tokenizer
-from .build import build_model, build_trainer, model_config, pretrained_config, training_arguments
+from .build import build_model, build_trainer, config_for, pretrained_config, training_arguments
 from .fields import checked_section
 from .recipes import load_recipe, model_hints, parsed_change
 from .report import RECIPE_FILE, metrics_in
@@ -52,8 +52,8 @@ def evaluation_of(chosen: Recipe, config):
         arguments = training_arguments(chosen, Path(folder))
         tokenizer = load_tokenizer(chosen.model["pretrained"], config) if hasattr(chosen.data, "tokenizer") else None
         task = build_task(chosen, Plan(steps=1, per_step=1, seed=arguments.seed), tokenizer)
-        settings = model_config(chosen, task.vocab_size, task.model_fields)
-        return task, build_trainer(chosen, arguments, task, build_model(chosen, settings, arguments.seed))
+        model = build_model(chosen, config_for(chosen, task), arguments.seed)
+        return task, build_trainer(chosen, arguments, task, model)
 
 
 def recipe_of_files(config, files, changes) -> Recipe:

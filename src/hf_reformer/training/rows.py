@@ -86,6 +86,24 @@ def label_of(value, names: list[str]) -> int:
     raise ValueError(f"data holds the label {value!r}, but allowed are {', '.join(names)}")
 
 
+def answerable(rows, data: QuestionData) -> list[int]:
+    """Rows to train on: those with an answer that surely lies within the context (no text has more tokens than bytes)."""
+    kept = []
+    for i, row in enumerate(rows):
+        answers = row[data.answers_column]
+        if not answers["text"]:
+            continue
+        until = row[data.context_column][: answers["answer_start"][0]] + answers["text"][0]
+        question = min(len(row[data.question_column].encode()), data.context // 2)
+        if question + 1 + len(until.encode()) <= data.context:
+            kept.append(i)
+    if not kept:
+        raise ValueError(
+            f"data has {len(rows)} rows, but none whose answer lies within data.context, {data.context} tokens"
+        )
+    return kept
+
+
 def classified(row, data: ClassificationData, tokenizer, names) -> dict:
     """Tokens of the text and its label; texts are cut to the context."""
     ids = tokenizer(row[data.text_column], truncation=True, max_length=data.context).input_ids
@@ -96,7 +114,7 @@ def classified(row, data: ClassificationData, tokenizer, names) -> dict:
 def questioned(row, data: QuestionData, tokenizer, names=None) -> dict:
     """Question, end token, context, cut to the model's context; an answer that was cut off counts for no loss."""
     question = tokenizer(row[data.question_column], add_special_tokens=False).input_ids
-    question = question[: data.context // 2] + [tokenizer.eos_token_id]
+    question = question[: data.context // 2] + [separator_of(tokenizer)]
     context = tokenizer(row[data.context_column], add_special_tokens=False, return_offsets_mapping=True)
     room = data.context - len(question)
     start, end = answer_tokens(row[data.answers_column], context["offset_mapping"][:room])
@@ -105,6 +123,14 @@ def questioned(row, data: QuestionData, tokenizer, names=None) -> dict:
         "start_positions": torch.tensor(min(len(question) + start, BEYOND)),
         "end_positions": torch.tensor(min(len(question) + end, BEYOND)),
     }
+
+
+def separator_of(tokenizer) -> int:
+    """The token between question and context."""
+    known = [i for i in (tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None]
+    if not known:
+        raise ValueError("data.tokenizer has no separator, end or padding token, but must have one for questions")
+    return known[0]
 
 
 def answer_tokens(answers: dict, offsets: list[tuple[int, int]]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import yaml
 from transformers.utils import logging
 
 from ..atomic import replacing_file, replacing_folder
-from .build import build_model, build_trainer, model_config, plan_of, training_arguments
+from .build import build_model, build_trainer, config_for, plan_of, training_arguments
 from .checkpoints import latest_whole_checkpoint
 from .recipes import load_recipe
 from .report import RECIPE_FILE, plot_losses, results_of, write_model, write_recipe, write_results
@@ -60,7 +60,7 @@ def start(recipe: Recipe, arguments, output: Path, say):
             if arguments.process_index == 0:
                 with replacing_folder(output / TOKENIZER_FOLDER) as temporary:
                     task.tokenizer.save_pretrained(temporary)
-    model = build_model(recipe, model_config(recipe, task.vocab_size, task.model_fields), arguments.seed)
+    model = build_model(recipe, config_for(recipe, task), arguments.seed)
     callbacks = []
     if task.prompts:
         callbacks.append(Samples(task.prompts, recipe.evaluation, output, task.tokenizer, say))

@@ -143,11 +143,13 @@ class ExtraTraining:
     """Keys of `training` beside those of `TrainingArguments`.
 
     `schedule_steps`: the length of the learning-rate schedule where it is not the run's. `muon_share`: with `optim: muon`, the
-    learning rate of what is no matrix of a layer, relative to the matrices'.
+    learning rate of what is no matrix of a layer, relative to the matrices'. `reversible_from`: shorter inputs keep their
+    activations, which is faster, whatever `model.reversible` says.
     """
 
     schedule_steps: int | None = None
     muon_share: float = 0.15
+    reversible_from: int | None = None
 
 
 @dataclass(frozen=True)

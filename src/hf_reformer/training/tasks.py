@@ -20,7 +20,7 @@ from .metrics import (
     span_summary,
     token_statistics,
 )  # fmt: skip
-from .rows import BEYOND, classified, questioned, read_rows, rows_fingerprint, tagged, texts_of
+from .rows import answerable, classified, questioned, read_rows, rows_fingerprint, tagged, texts_of
 from .settings import ClassificationData, DuplicationData, ImageData, QuestionData, Recipe
 from .vocabulary import build_tokenizer, bytes_of_tokens, encoded
 
@@ -162,13 +162,13 @@ def language_task(recipe, tokenizer, fingerprint, description, training, evaluat
         training=training,
         evaluation=evaluation,
         statistics=partial(token_statistics, token_bytes=sizes, causal=causal),
-        summary=language_summary(unit if causal else "token"),
+        summary=language_summary(unit if causal else "masked_token"),
         fingerprint=fingerprint,
         description=description,
         vocab_size=len(tokenizer),
         pad=tokenizer.pad_token_id or 0,
         tokenizer=tokenizer,
-        unit=unit if causal else "token",
+        unit=unit if causal else "masked_token",
         prompts=prompts_of(windows, recipe) if causal else [],
     )
 
@@ -300,10 +300,11 @@ def rows_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
         tokenizer = build_tokenizer(data, texts_of(training, data))
     encode = classified if isinstance(data, ClassificationData) else questioned if names is None else tagged
     kept = [evaluation[i] for i in ex.spread(len(evaluation), recipe.evaluation.examples)]
+    usable = answerable(training, data) if isinstance(data, QuestionData) else range(len(training))
     order = {}
 
     def make(index):
-        row = training[ex.shuffled_index(index, len(training), plan.seed, order)]
+        row = training[usable[ex.shuffled_index(index, len(usable), plan.seed, order)]]
         return encode(row, data, tokenizer, names)
 
     statistics, summary = statistics_of(data, names)
@@ -313,7 +314,7 @@ def rows_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
         statistics=statistics,
         summary=summary,
         fingerprint=rows_fingerprint(training, kept),
-        description=f"{len(training):,} rows to train on, {len(kept):,} to evaluate on: {description}",
+        description=f"{len(usable):,} rows to train on, {len(kept):,} to evaluate on: {description}",
         vocab_size=len(tokenizer),
         pad=tokenizer.pad_token_id or 0,
         tokenizer=tokenizer,
@@ -330,9 +331,3 @@ def statistics_of(data, names):
     if isinstance(data, ClassificationData):
         return partial(class_statistics, classes=len(names)), label_summary
     return partial(token_statistics, confusion=len(names)), label_summary
-
-
-def answers_beyond(task: Task) -> int:
-    """Evaluation rows whose answer was cut off."""
-    rows = (task.evaluation[i] for i in range(len(task.evaluation)))
-    return sum(int(row.get("start_positions", 0)) >= BEYOND for row in rows)

@@ -11,8 +11,16 @@ from transformers.trainer_callback import ProgressCallback
 from .checkpoints import CheckpointedTrainer
 from .optimizers import MuonWithAdam
 
-SHOWN = {"loss": "loss {:.4f}", "bits_per_byte": "{:.4f} bits/byte", "bits_per_token": "{:.4f} bits/token",
-         "bits_per_dimension": "{:.4f} bits/dim", "accuracy": "accuracy {:.2%}"}  # fmt: skip
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "bits_per_byte": "{:.4f} bits/byte",
+    "bits_per_token": "{:.4f} bits/token",
+    "bits_per_dimension": "{:.4f} bits/dim",
+    "bits_per_masked_token": "{:.4f} bits/masked token",
+    "accuracy": "accuracy {:.2%}",
+    "exact_match": "exact match {:.2%}",
+    "macro_f1": "macro F1 {:.4f}",
+}
 
 
 class RecipeTrainer(CheckpointedTrainer):
@@ -23,13 +31,16 @@ class RecipeTrainer(CheckpointedTrainer):
         muon: use Muon, with this share of the learning rate for what is no matrix of a layer.
         schedule_steps: length of the learning-rate schedule, where it is not that of the run.
         evaluation_hashes: rounds of hashing in evaluation; None: the model's.
+        reversible_from: tokens; inputs shorter than this keep their activations. None: as the model's configuration says.
     """
 
     stop_signals = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, *, unit=None, muon=None, schedule_steps=None, evaluation_hashes=None, **kwargs):
+    def __init__(
+        self, *, unit=None, muon=None, schedule_steps=None, evaluation_hashes=None, reversible_from=None, **kwargs
+    ):
         super().__init__(**kwargs)
-        self.unit, self.muon = unit, muon
+        self.unit, self.muon, self.reversible_from = unit, muon, reversible_from
         self.schedule_steps, self.evaluation_hashes = schedule_steps, evaluation_hashes
         self.clock = None  # (seconds of earlier sessions, when this one began)
         self.remove_callback(ProgressCallback)
@@ -50,6 +61,13 @@ class RecipeTrainer(CheckpointedTrainer):
         """In the order of the examples, which are functions of seed and index: there is nothing to draw."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return torch.utils.data.SequentialSampler(dataset) if hasattr(dataset, "__len__") else None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """A step that keeps the activations of short inputs."""
+        if self.reversible_from is not None:
+            encoder = self.accelerator.unwrap_model(model).reformer.encoder
+            encoder.reversible = inputs["input_ids"].shape[1] >= self.reversible_from
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluation with its own number of hash rounds."""

@@ -90,7 +90,7 @@ def encoded(tokenizer, document: bytes) -> np.ndarray:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
     if isinstance(tokenizer, ReformerByteTokenizer):
         return np.frombuffer(document, dtype=np.uint8).astype(dtype) + dtype(NUM_SPECIAL_TOKENS)
-    parts = [tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces_of([document])]
+    parts = [tokenizer(piece, add_special_tokens=False, verbose=False).input_ids for piece in pieces_of([document])]
     return np.concatenate([np.array(part, dtype=dtype) for part in parts]) if parts else np.zeros(0, dtype)
 
 
