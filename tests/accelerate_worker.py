@@ -1,0 +1,76 @@
+"""What `test_accelerate_launch.py` launches: a user's training script, once for each of the scenarios on the command line.
+
+Rank 0 writes logged losses, the gradients of the first step as the optimiser meets them, and the parameters at the end.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from helpers import build, tiny_config
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+LAYERS = ["strict_lsh", "lsh", "strict_local", "local"]
+STEPS, GLOBAL_BATCH, LENGTH = 4, 8, 29
+
+
+def rows():
+    """Rows of 5 to 29 tokens, all padded to 29: published layers count padding, so each row must always have the same."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for index in range(GLOBAL_BATCH * STEPS):
+        ids, length = torch.randint(1, 19, (LENGTH,), generator=generator), 5 + 7 * index % 25
+        mask = (torch.arange(LENGTH) < length).long()
+        made.append({"input_ids": ids * mask, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)})
+    return made
+
+
+class FirstGradients(TrainerCallback):
+    def __init__(self):
+        self.gradients = None
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if self.gradients is None:
+            self.gradients = {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def train(folder, processes, **settings):
+    """Losses, gradients and parameters of a run whose global batch does not depend on the number of processes."""
+    torch.set_num_threads(1)
+    model = build(tiny_config(LAYERS, hash_seed=11))  # dropout is off, and rotations are the same on every process
+    arguments = TrainingArguments(
+        output_dir=folder, max_steps=STEPS, per_device_train_batch_size=GLOBAL_BATCH // processes // 2,
+        gradient_accumulation_steps=2, learning_rate=0.01, logging_steps=1, logging_first_step=True, use_cpu=True,
+        report_to=[], disable_tqdm=True, save_strategy="no", lr_scheduler_type="constant", **settings,
+    )  # fmt: skip
+    gradients = FirstGradients()
+    trainer = Trainer(model, arguments, train_dataset=rows(), callbacks=[gradients])
+    trainer.train()
+    return {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "gradients": gradients.gradients,
+        "parameters": {name: whole(parameter) for name, parameter in trainer.model.named_parameters()},
+        "wrapped": type(trainer.model_wrapped).__name__,
+    }
+
+
+SCENARIOS = {
+    "ddp": {},
+    "ddp without a search for unused parameters": {"ddp_find_unused_parameters": False},
+}
+
+
+def main(folder, *names):
+    for name in names:
+        result = train(folder, int(os.environ["WORLD_SIZE"]), **SCENARIOS[name])
+        if os.environ["RANK"] == "0":
+            torch.save(result, Path(folder, f"{name}.pt"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
