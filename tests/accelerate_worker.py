@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType, PartialState
 from helpers import build, tiny_config
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -39,7 +40,12 @@ def whole(tensor):
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
-def train(folder, processes, **settings):
+def let_accelerate_shard_on_cpus():
+    """accelerate 1.15 quietly takes DDP instead of FSDP2 on CPUs. Told that they are GPUs, it shards there too."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def train(folder, processes, sharded=False, **settings):
     """Losses, gradients and parameters of a run whose global batch does not depend on the number of processes."""
     torch.set_num_threads(1)
     model = build(tiny_config(LAYERS, hash_seed=11))  # dropout is off, and rotations are the same on every process
@@ -48,6 +54,8 @@ def train(folder, processes, **settings):
         gradient_accumulation_steps=2, learning_rate=0.01, logging_steps=1, logging_first_step=True, use_cpu=True,
         report_to=[], disable_tqdm=True, save_strategy="no", lr_scheduler_type="constant", **settings,
     )  # fmt: skip
+    if sharded:
+        let_accelerate_shard_on_cpus()
     gradients = FirstGradients()
     trainer = Trainer(model, arguments, train_dataset=rows(), callbacks=[gradients])
     trainer.train()
@@ -61,6 +69,7 @@ def train(folder, processes, **settings):
 
 SCENARIOS = {
     "ddp": {},
+    "fsdp2": {"sharded": True},
     "ddp without a search for unused parameters": {"ddp_find_unused_parameters": False},
 }
 

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from accelerate_worker import let_accelerate_shard_on_cpus, whole
 from helpers import DROPOUT, build, tiny_config
 from transformers import TrainingArguments
 
@@ -41,7 +42,7 @@ def padded_with_noise(examples):
     return {"input_ids": noisy, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-def trainer(folder, **settings):
+def trainer(folder, sharded=False, **settings):
     model = build(tiny_config(["strict_lsh", "strict_local", "lsh"], **DROPOUT), dtype=torch.float32)
     settings = {"max_steps": STEPS, "save_steps": SAVE_EVERY, "save_total_limit": 1, **settings}
     arguments = TrainingArguments(
@@ -49,6 +50,8 @@ def trainer(folder, **settings):
         lr_scheduler_type="cosine", warmup_steps=3, use_cpu=True, seed=5, report_to=[], disable_tqdm=True,
         logging_strategy="no", **settings,
     )  # fmt: skip
+    if sharded:
+        let_accelerate_shard_on_cpus()
     return CheckpointedTrainer(
         model, arguments, data_collator=padded_with_noise, train_dataset=rows(), eval_dataset=rows()[:3]
     )
@@ -115,10 +118,12 @@ def train(folder, point=None, number=0, number_of_signal=signal.SIGKILL, **setti
         tear_files_of_torch(number)
     run = trainer(folder, **settings)
     run.train(resume_from_checkpoint=latest_whole_checkpoint(folder))
-    with (folder / "steps.txt").open("a") as file:
-        file.write(f"{run.state.global_step} {run.stopped_by}\n")
-    if not run.stopped_by:
-        torch.save(run.model.state_dict(), folder / "final.pt")
+    weights = {name: whole(weight) for name, weight in run.model.state_dict().items()}
+    if run.args.should_save:
+        with (folder / "steps.txt").open("a") as file:
+            file.write(f"{run.state.global_step} {run.stopped_by}\n")
+    if run.args.should_save and not run.stopped_by:
+        torch.save(weights, folder / "final.pt")
 
 
 def fill_disk_at_every_file_operation(folder):
@@ -196,3 +201,12 @@ def call(function, log, *args, **kwargs):
         sys.stderr.flush()
         os._exit(1)
     os._exit(0)
+
+
+if __name__ == "__main__":
+    folder, sharded, rank, *interruption = sys.argv[1:]
+    if interruption and os.environ["RANK"] == rank:
+        point, number, number_of_signal = interruption
+        train(folder, point, int(number), int(number_of_signal), sharded=sharded == "sharded")
+    else:
+        train(folder, sharded=sharded == "sharded")

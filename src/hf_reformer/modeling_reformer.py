@@ -242,7 +242,9 @@ class _LanguageModel(ReformerPreTrainedModel):
             logits = in_token_chunks(self.lm_head, chunk or 1024, hidden_states)
         else:
             parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
-            logits = torch.cat([self.lm_head(part) for part in parts], dim=1) if len(parts) > 1 else self.lm_head(parts[0])
+            logits = (
+                torch.cat([self.lm_head(part) for part in parts], dim=1) if len(parts) > 1 else self.lm_head(parts[0])
+            )
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
         return loss, logits
 
@@ -309,8 +311,8 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         with torch.set_grad_enabled(torch.is_grad_enabled() and outputs.past_key_values is None):
             loss, logits = self._loss_and_logits(hidden_states, shift_labels, num_items_in_batch)
-        if shift_labels is not None and logits is not None:
-            logits = slice_logits_to_keep(logits, logits_to_keep)
+        if shift_labels is not None and logits is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep):
+            logits = slice_logits_to_keep(logits, logits_to_keep)  # all of them would be a view, which FSDP warns of
         return ReformerCausalLMOutput(
             loss=loss,
             logits=logits,
