@@ -41,6 +41,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         "save_strategy": "steps",
         "save_total_limit": 2,
         "eval_on_start": True,
+        "use_cpu": not torch.accelerator.is_available(),  # without it `TrainingArguments` refuses bf16 on a CPU
         "dataloader_pin_memory": torch.cuda.is_available(),
         **given,
         "report_to": report_to,

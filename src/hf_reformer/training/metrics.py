@@ -56,7 +56,11 @@ def span_statistics(logits, labels) -> torch.Tensor:
 
 
 def language_summary(unit: str) -> Callable[[np.ndarray], dict]:
-    """Loss, bits and accuracy; `unit`: what one token is (`byte`, `dimension`, `masked_token`, or `token`, which also gives bits per byte)."""
+    """Loss, bits and accuracy.
+
+    Args:
+        unit: what one token is, `byte`, `dimension`, `masked_token`, or `token`, which gives bits per byte too.
+    """
 
     def summary(sums: np.ndarray) -> dict:
         loss, count, correct, size = sums

@@ -31,17 +31,15 @@ def train_recipe(name: str, output: Path, changes=(), smoke=False, resume=False,
     recipe = load_recipe(name, changes, smoke)
     arguments = training_arguments(recipe, output)
     first = arguments.process_index == 0
-    say = (lambda text: None) if not first else lambda text: print(printable(text), flush=True)
+    say = (lambda text: print(printable(text), flush=True)) if first else (lambda text: None)
     with arguments.main_process_first(desc="output folder"):
         if first:
-            prepare_output(output, recipe, resume)
+            check_output(output, recipe, resume)
     checkpoint = latest_whole_checkpoint(output) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
     logging.disable_progress_bar()  # of single files; the bar of the training stays
-    trainer, task = start(recipe, arguments, output, say)
-    check_same_data(output / RUN_FILE, task.fingerprint, first)
-    say(f"{recipe.name}: {task.description}")
-    say(starting_line(recipe, trainer, checkpoint))
+    trainer, task = start(recipe, arguments, output, resume)
+    say_what_starts(recipe, trainer, task, checkpoint, say)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
@@ -51,22 +49,28 @@ def train_recipe(name: str, output: Path, changes=(), smoke=False, resume=False,
     return 0
 
 
-def start(recipe: Recipe, arguments, output: Path, say):
-    """Data, model and trainer of a run."""
-    tokenizer = saved_tokenizer(output, recipe)
+def start(recipe: Recipe, arguments, output: Path, resume: bool):
+    """Trainer and task of a run; once all of it is known to fit, the folder says what it is."""
+    tokenizer = saved_tokenizer(output, recipe) if resume else None
     task = build_task(recipe, plan_of(recipe, arguments), tokenizer)
-    if task.tokenizer is not None and tokenizer is None:
-        with arguments.main_process_first(desc="tokenizer"):
-            if arguments.process_index == 0:
-                with replacing_folder(output / TOKENIZER_FOLDER) as temporary:
-                    task.tokenizer.save_pretrained(temporary)
     model = build_model(recipe, config_for(recipe, task), arguments.seed)
-    callbacks = []
-    if task.prompts:
-        callbacks.append(Samples(task.prompts, recipe.evaluation, output, task.tokenizer, say))
-    if recipe.training.get("report_to") is None and not arguments.report_to:
-        say("TensorBoard is not installed: no curves for it (pip install 'hf-reformer[tensorboard]')")
-    return build_trainer(recipe, arguments, task, model, callbacks), task
+    callbacks = [Samples(task.prompts, recipe.evaluation, output, task.tokenizer)] if task.prompts else []
+    trainer = build_trainer(recipe, arguments, task, model, callbacks)
+    if resume:
+        check_same_data(output / RUN_FILE, task.fingerprint)
+    elif arguments.process_index == 0:
+        store_run(output, recipe, task)
+    return trainer, task
+
+
+def store_run(output: Path, recipe: Recipe, task) -> None:
+    """What a resumed run needs to be the same; the recipe comes last, so that a folder with one is complete."""
+    if task.tokenizer is not None:
+        with replacing_folder(output / TOKENIZER_FOLDER) as temporary:
+            task.tokenizer.save_pretrained(temporary)
+    with replacing_file(output / RUN_FILE) as temporary:
+        temporary.write_text(json.dumps({"data": task.fingerprint}) + "\n", encoding="utf-8")
+    write_recipe(output / RECIPE_FILE, recipe)
 
 
 def saved_tokenizer(output: Path, recipe: Recipe):
@@ -95,14 +99,17 @@ def finish(recipe: Recipe, trainer, task, output: Path, command: str, say) -> No
     say(f"model in {output / 'model'}, figures in {output / 'results.json'}")
 
 
-def starting_line(recipe: Recipe, trainer, checkpoint: Path | None) -> str:
-    """What is about to happen, in one line."""
+def say_what_starts(recipe: Recipe, trainer, task, checkpoint: Path | None, say) -> None:
+    """Data, size and trackers, a line each."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     where = "from the beginning" if checkpoint is None else f"from {checkpoint.name}"
-    return f"{parameters:,} parameters, {trainer.args.max_steps:,} steps {where}, on {trainer.args.device}"
+    say(f"{recipe.name}: {task.description}")
+    say(f"{parameters:,} parameters, {trainer.args.max_steps:,} steps {where}, on {trainer.args.device}")
+    if recipe.training.get("report_to") is None and not trainer.args.report_to:
+        say("TensorBoard is not installed: no curves for it (pip install 'hf-reformer[tensorboard]')")
 
 
-def prepare_output(output: Path, recipe: Recipe, resume: bool) -> None:
+def check_output(output: Path, recipe: Recipe, resume: bool) -> None:
     """A new run needs a free folder, a resumed one the folder of the same recipe."""
     stored = output / RECIPE_FILE
     if output.exists() and not output.is_dir():
@@ -115,7 +122,6 @@ def prepare_output(output: Path, recipe: Recipe, resume: bool) -> None:
     if output.is_dir() and any(output.iterdir()):
         kind = "a run: continue it with --resume" if stored.is_file() else "other files: use a folder of its own"
         raise ValueError(f"--output {str(output)!r} holds {kind}, or choose another --output")
-    write_recipe(stored, recipe)
 
 
 def compare_recipes(stored: dict, given: dict) -> None:
@@ -131,15 +137,10 @@ def compare_recipes(stored: dict, given: dict) -> None:
                 )
 
 
-def check_same_data(path: Path, fingerprint: str, first: bool) -> None:
+def check_same_data(path: Path, fingerprint: str) -> None:
     """The data of a resumed run must be what it was."""
-    if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))["data"]
-        if stored != fingerprint:
-            raise ValueError("data has changed since the run began; allowed is the same data, or another --output")
-    elif first:
-        with replacing_file(path) as temporary:
-            temporary.write_text(json.dumps({"data": fingerprint}) + "\n", encoding="utf-8")
+    if json.loads(path.read_text(encoding="utf-8"))["data"] != fingerprint:
+        raise ValueError("data has changed since the run began; allowed is the same data, or another --output")
 
 
 def printable(text: str) -> str:

@@ -20,12 +20,11 @@ class Samples(TrainerCallback):
         settings: the `evaluation` section.
         folder: where `samples` goes.
         tokenizer: None: the tokens are the byte values of images.
-        say: prints a line.
     """
 
-    def __init__(self, prompts, settings, folder: Path, tokenizer, say=print):
+    def __init__(self, prompts, settings, folder: Path, tokenizer):
         self.prompts, self.settings, self.folder = prompts, settings, folder
-        self.tokenizer, self.say = tokenizer, say
+        self.tokenizer = tokenizer
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         """Every process generates, so that none waits for another; the first one writes."""

@@ -1,0 +1,172 @@
+"""Recipes: the packaged ones against the published figures, a user's own, and what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from hf_reformer import cli
+from hf_reformer.training.build import model_config, needed_length, parameters_of, training_arguments
+from hf_reformer.training.recipes import load_recipe, recipe_names
+
+ALL = [
+    "classification", "crime-and-punishment", "duplication", "enwik8", "imagenet64", "masked-lm", "question-answering",
+    "text", "token-classification",
+]  # fmt: skip
+STEPS = [1, 50, 99, 100, 101, 599, 1999, 2000, 2001, 7999, 8000, 20_000]
+
+
+def config_of(name, *changes):
+    return model_config(load_recipe(name, changes))
+
+
+def learning_rates(name, tmp_path):
+    """Learning rate of each step, as `Trainer` schedules it."""
+    recipe = load_recipe(name)
+    arguments = training_arguments(recipe, tmp_path)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    from hf_reformer.training.trainer import RecipeTrainer
+
+    trainer = RecipeTrainer.__new__(RecipeTrainer)
+    trainer.args, trainer.lr_scheduler, trainer.optimizer = arguments, None, optimizer
+    trainer.schedule_steps = recipe.extra.schedule_steps
+    factor = trainer.create_scheduler(arguments.max_steps).lr_lambdas[0]
+    return lambda step: arguments.learning_rate * factor(step)
+
+
+def test_the_packaged_recipes_are_these():
+    assert recipe_names() == ALL
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_full_and_smoke_configurations_cover_their_data_with_strict_layers(name, tmp_path):
+    for smoke in (False, True):
+        recipe = load_recipe(name, smoke=smoke)
+        config = model_config(recipe)
+        assert set(config.attn_layers) <= {"strict_local", "strict_lsh"}
+        assert config.maximum_length >= needed_length(recipe.data)
+        assert training_arguments(recipe, tmp_path).max_steps == recipe.training["max_steps"]
+        assert recipe.source
+
+
+# published files: 597 MB and 11 MB of float32 (model.safetensors, pytorch_model.bin)
+@pytest.mark.parametrize(("name", "megabytes"), [("enwik8", 597), ("crime-and-punishment", 11)])
+def test_models_have_the_published_number_of_parameters(name, megabytes):
+    recipe = load_recipe(name)
+    assert round(4 * parameters_of(model_config(recipe), recipe.task) / 1e6) == megabytes
+
+
+def test_enwik8_with_the_original_layers_is_the_published_configuration():
+    config = config_of("enwik8", "model.attn_layers=[local,local,lsh,local]", "model.num_buckets=512")
+    published = {
+        "attention_head_size": 128, "attn_layers": ["local", "local", "lsh", "local"] * 3, "axial_pos_shape": (128, 512),
+        "axial_pos_embds_dim": (256, 768), "feed_forward_size": 4096, "hidden_act": "relu", "hidden_dropout_prob": 0.2,
+        "hidden_size": 1024, "local_attention_probs_dropout_prob": 0.2, "local_attn_chunk_length": 128,
+        "lsh_attention_probs_dropout_prob": 0.1, "lsh_attn_chunk_length": 256, "max_position_embeddings": 65536,
+        "num_attention_heads": 8, "num_buckets": 512, "num_hashes": 4, "vocab_size": 258,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in published} == published
+
+
+def test_imagenet64_has_three_axes_of_positions():
+    config = config_of("imagenet64")
+    assert config.axial_pos_shape == (64, 64, 3)
+    assert config.maximum_length == 12_288
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("enwik8", 2000), ("imagenet64", 8000)])
+def test_the_schedule_is_trax_warmup_times_rsqrt(name, warmup, tmp_path):
+    rate = learning_rates(name, tmp_path)
+    for step in STEPS:
+        trax = 0.03125 * min(1, step / warmup) / math.sqrt(max(step, warmup))
+        assert rate(step) == pytest.approx(trax, rel=1e-6)
+
+
+def test_the_schedule_of_crime_and_punishment_is_trax_warmup_times_cosine(tmp_path):
+    rate = learning_rates("crime-and-punishment", tmp_path)
+    for step in [1, 50, 100, 101, 350, 599]:
+        trax = 0.01 * min(1, step / 100) * 0.5 * (1 + math.cos(math.pi * max(0, step - 100) / 900))
+        assert rate(step) == pytest.approx(trax, rel=1e-6)
+
+
+def test_changes_win_over_smoke_and_smoke_over_the_recipe():
+    full, smoke = load_recipe("text"), load_recipe("text", smoke=True)
+    assert full.training["max_steps"] != smoke.training["max_steps"]
+    assert full.training["optim"] == smoke.training["optim"]
+    assert load_recipe("text", ["training.max_steps=7"], smoke=True).training["max_steps"] == 7
+
+
+def test_values_are_read_as_the_type_of_their_field():
+    recipe = load_recipe("text", ["training.learning_rate=1e-3", "training.bf16=true", "data.files=[a, b]"])
+    assert recipe.training["learning_rate"] == 0.001
+    assert recipe.training["bf16"] is True
+    assert recipe.data.files == ["a", "b"]
+
+
+def test_a_users_own_file_works_like_a_packaged_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: causal-lm\ndata: {format: duplication, length: 8, symbols: 3}\ntraining: {max_steps: 2}\n")
+    recipe = load_recipe(str(path))
+    assert (recipe.name, recipe.data.length) == ("mine", 8)
+
+
+WRONG = {
+    "model.hiden_size=3": ["model.hiden_size", "hidden_size"],
+    "data.contxt=3": ["data.contxt", "context"],
+    "training.max_step=3": ["training.max_step", "max_steps"],
+    "evaluation.example=1": ["evaluation.example", "examples"],
+    "optimizer.lr=1": ["optimizer.lr=1", "model, data, training, evaluation"],
+    "max_steps=3": ["max_steps=3", "SECTION.KEY=VALUE"],
+    "training.max_steps": ["training.max_steps", "SECTION.KEY=VALUE"],
+    "training.max_steps=many": ["training.max_steps", "'many'", "a whole number"],
+    "training.max_steps=0": ["training.max_steps is 0", "at least 1"],
+    "training.bf16=3": ["training.bf16", "3", "true or false"],
+    "training.optim=adamm": ["adamm", "adamw_torch"],
+    "training.output_dir=x": ["training.output_dir"],
+    "data.windows=some": ["data.windows", "'some'", "packed, random, whole"],
+    "data.context=1": ["data.context is 1", "at least 2"],
+    "data.context=1024": ["256 positions", "1024"],
+    "data.window_plan=[[0.5, 64]]": ["data.window_plan", "share of the steps"],
+    "data.tokenizer=nowhere": ["data.tokenizer is 'nowhere'", "byte-bpe"],
+    "data.format=images2": ["data.format", "text, images, duplication"],
+    "data.held_out=1.5": ["data.held_out", "above 0 and below 1"],
+    "model.attn_layers=[strict_lsh, lsh, full]": ["model.attn_layers", "num_hidden_layers"],
+    "model.attn_layers=[none]": ["attn_layers", "strict_local"],
+    "model.vocab_size=100": ["model.vocab_size is 100", "258"],
+    "model.dtype=int8": ["model.dtype is 'int8'", "bfloat16"],
+    "model.is_decoder=false": ["model.is_decoder", "True"],
+    "model.pretrained=nowhere": ["model.pretrained is 'nowhere'"],
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_a_wrong_change_is_one_line_that_names_it(change, tmp_path, capsys):
+    output = tmp_path / "output"
+    assert cli.main(["train", "text", "--smoke", "--output", str(output), "--set", change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-reformer train: ")
+    for part in WRONG[change]:
+        assert part in error
+
+
+def test_missing_data_says_where_to_get_it(tmp_path, capsys):
+    assert cli.main(["train", "enwik8", "--output", str(tmp_path / "output")]) == 2
+    assert "data.files is missing" in (error := capsys.readouterr().err)
+    assert "mattmahoney.net/dc/enwik8.zip" in error
+
+
+def test_an_unknown_recipe_lists_the_packaged_ones(capsys):
+    assert cli.main(["train", "enwik9"]) == 2
+    assert ", ".join(ALL) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("- a", "must be a mapping"), ("task: [", "no YAML"), ("task: x\nmodels: {}", "unknown key 'models'"),
+     ("task: translation", "task is 'translation'")],
+)  # fmt: skip
+def test_a_file_that_is_no_recipe_is_refused(text, part, tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    assert cli.main(["train", str(path)]) == 2
+    assert part in capsys.readouterr().err
