@@ -466,11 +466,25 @@ def test_even_a_known_name_is_called_only_if_it_is_one_of_the_functions_for_it()
         ("trax.shapes\nShapeDtype", b"K\x01R.", "calls something"),
         ("numpy\nndarray", b")R.", "calls something"),  # a name that is only passed on
         ("numpy\nndarray", b"}b.", "changes an object"),  # BUILD
+        ("numpy.core.multiarray\n_reconstruct", b"c__builtin__\nlist\n\x85R.", "of another class than numpy.ndarray"),
+        ("numpy\ndtype", b"X\x01\x00\x00\x00O\x85R.", "an array of type 'O'"),
     ],
 )
 def test_known_names_are_used_as_checkpoints_use_them(name, opcodes, message):
     with pytest.raises(ValueError, match=message):
         read_pickle(f"\x80\x02c{name}\n".encode("latin-1") + opcodes)
+
+
+@pytest.mark.parametrize("opcodes", [b"]2", b"\x82\x01", b"P1\n", b"i\nb\n", b"(o", b"\x97", b"\x8f", b"))\x92"])
+def test_opcodes_that_no_checkpoint_needs_are_refused(opcodes):
+    """Copies, the extension registry, persistent names, old-style instances, buffers, sets, NEWOBJ_EX."""
+    with pytest.raises(ValueError, match="the opcode [A-Z_0-9]+, which no checkpoint needs"):
+        read_pickle(b"\x80\x02" + opcodes + b".")
+
+
+def test_opcodes_are_counted():
+    with pytest.raises(ValueError, match="more than 1,000,000 opcodes"):
+        read_pickle(b"\x80\x02(" + b"N" * 10**6 + b"t.")
 
 
 @pytest.mark.parametrize("dropped", ["_look_through", "weights_only"])
