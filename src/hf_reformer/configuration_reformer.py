@@ -10,6 +10,8 @@ from typing import ClassVar
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .adapters import register_lora_targets
+
 LSH_LAYERS = ("lsh", "strict_lsh")
 LOCAL_LAYERS = ("local", "strict_local")
 PUBLISHED_LAYERS = ("local", "lsh")
@@ -262,6 +264,10 @@ class ReformerConfig(PreTrainedConfig):
             _reject(
                 "axial_pos_embds_dim", self.axial_pos_embds_dim, f"a list with sum {self.hidden_size} (`hidden_size`)"
             )
+
+    def to_dict(self):
+        register_lora_targets()
+        return super().to_dict()
 
     def uses(self, *kinds: str) -> bool:
         """Whether any layer is of one of these types."""
