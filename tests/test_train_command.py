@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_resumes_from_the_begi
 def test_a_resumed_run_must_be_the_same_run(runs, capsys):
     output = runs("text")
     assert train("text", output, "--resume", "--set", "training.learning_rate=0.5") == 2
-    assert "training.learning_rate is 0.5, but the run to resume has 0.02" in capsys.readouterr().err
+    assert "training.learning_rate is 0.5, but the run to resume has 0.04" in capsys.readouterr().err
 
 
 def test_a_resumed_run_needs_the_same_data(tmp_path, capsys):
