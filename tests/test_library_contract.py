@@ -111,3 +111,45 @@ def test_new_axial_positions_are_drawn_with_their_own_deviation():
     config = tiny_config(KINDS, axial_pos_shape=[100, 90], max_position_embeddings=9000, axial_norm_std=0.7)
     weights = hf_reformer.ReformerModel(config).embeddings.position_embeddings.weights
     assert 0.6 < float(torch.cat([w.detach().flatten() for w in weights]).std()) < 0.8
+
+
+@pytest.mark.parametrize("watch", ["hook on a layer", "hook inside a layer", "output_hidden_states"])
+def test_what_a_forward_without_gradients_shows_is_not_written_over(watch, monkeypatch):
+    monkeypatch.setattr("hf_reformer.layers.WORTH_REUSING", 1)
+    model = build(tiny_config(["strict_local", "strict_lsh", "lsh"])).eval()
+    input_ids, seen = tokens(model.config, 2, 41), []
+    layers = model.reformer.encoder.layers
+    with torch.no_grad():
+        expected = model(input_ids, output_hidden_states=True).hidden_states[1:]
+    if watch == "hook on a layer":
+        for layer in layers:
+            layer.register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs[1]))
+    elif watch == "hook inside a layer":
+        for layer in layers[1:]:
+            layer.attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        expected = expected[:-1]
+    with torch.no_grad():
+        outputs = model(input_ids, output_hidden_states=watch == "output_hidden_states")
+    seen = outputs.hidden_states[1:] if watch == "output_hidden_states" else seen
+    assert len(seen) == len(expected)
+    for actual, wanted in zip(seen, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-6)
+
+
+def test_memory_of_the_streams_is_used_again_without_gradients(monkeypatch):
+    """Nobody watches, so that each layer writes into the streams it was given; the logits do not change."""
+    model = build(tiny_config(["strict_local", "strict_lsh", "lsh"])).eval()
+    input_ids = tokens(model.config, 2, 41)
+    with torch.no_grad():
+        expected = model(input_ids).logits
+        monkeypatch.setattr("hf_reformer.layers.WORTH_REUSING", 1)
+        memory, run = set(), type(model.reformer.encoder)._run
+
+        def watched(self, layer, *streams, **arguments):
+            result = run(self, layer, *streams, **arguments)
+            memory.update(stream.data_ptr() for stream in result[:2])
+            return result
+
+        monkeypatch.setattr(type(model.reformer.encoder), "_run", watched)
+        assert torch.equal(model(input_ids).logits, expected)
+    assert len(memory) == 2

@@ -73,6 +73,11 @@ class Gradients(NamedTuple):
     weight: torch.Tensor  # w^r, this round's share of it; 0 for tokens that saw nothing
 
 
+def alone(lse):
+    """(T): the rows of a logsumexp (rows, 1) that belong to tokens which see nothing."""
+    return (lse < ALONE).flatten().nonzero().flatten()
+
+
 class EagerBlocks:
     """Scores, softmax and products of one block as ordinary tensors."""
 
@@ -140,8 +145,8 @@ class SdpaBlocks:
 
     @staticmethod
     def backward(x, layout, block, dropout_mask, y):
-        alone = (y.lse < ALONE).to(y.out.dtype)  # gets no gradient here
-        grad_out, out = ((z * (1 - alone)).view(-1, 1, layout.chunk_length, z.shape[-1]) for z in (y.grad_out, y.out))
+        seeing = (y.lse >= ALONE).to(y.out.dtype)  # the others get no gradient here
+        grad_out, out = ((z * seeing).view(-1, 1, layout.chunk_length, z.shape[-1]) for z in (y.grad_out, y.out))
         d_q, d_k, d_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out, *SdpaBlocks.inputs(x, layout), out, y.lse.view(-1, 1, layout.chunk_length), 0.0, False,
             attn_mask=SdpaBlocks.mask(x, layout, block), scale=1.0,

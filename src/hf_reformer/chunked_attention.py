@@ -19,7 +19,7 @@ Shapes as in `layout.py`; matrices of tokens are (B * L * H, D), D head size.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .blocks import ALONE, EagerBlocks, Gradients, SdpaBlocks, gather, sdpa_applies, unit_keys_backward
+from .blocks import ALONE, EagerBlocks, Gradients, SdpaBlocks, alone, gather, sdpa_applies, unit_keys_backward
 from .flex import FlexRings, flex_applies
 from .multiplicity import self_weight
 
@@ -90,7 +90,8 @@ def _forward(q, k, v, layout, dropout_mask, kernel):
             new_out, new_lse = _merge(old_out, old_lse, new_out, new_lse)
         out.index_copy_(0, x.query_rows, new_out)
         lse.index_copy_(0, x.query_rows, new_lse)
-    out = torch.where(lse < ALONE, v * self_weight(layout, working), out)
+    own = alone(lse)
+    out.index_copy_(0, own, v.index_select(0, own).to(working) * self_weight(layout, working, own))
     return out, lse_rounds, lse
 
 
@@ -102,10 +103,10 @@ def _merge(out, lse, new_out, new_lse):
 
 def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, kernel):
     grad_out = grad_out.to(out.dtype)
-    alone = lse < ALONE
-    weights = (lse_rounds - lse).exp_().masked_fill_(alone, 0)
-    grad_q, grad_k = torch.zeros_like(out), None if k is None else torch.zeros_like(out)
-    grad_v = grad_out * (alone * self_weight(layout, out.dtype))
+    weights = (lse_rounds - lse).exp_().masked_fill_(lse < ALONE, 0)
+    grad_q, grad_k, grad_v = torch.zeros_like(out), None if k is None else torch.zeros_like(out), torch.zeros_like(out)
+    own = alone(lse)
+    grad_v.index_copy_(0, own, grad_out.index_select(0, own) * self_weight(layout, out.dtype, own))
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
         y = Gradients(*(z.index_select(0, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))

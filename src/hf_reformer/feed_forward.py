@@ -5,10 +5,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .layer_norm import StreamLayerNorm
-from .token_chunks import in_token_chunks
+from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
-
-AUTOMATIC_ELEMENTS = 2**22  # inner activations of one chunk where the configuration leaves its size open (16 MiB)
 
 
 class ReformerFeedForwardDense(nn.Module):
@@ -49,7 +47,7 @@ class ReformerFeedForward(nn.Module):
 
     def chunk_length(self, batch_size):
         """Tokens of each sequence that are worked on at a time."""
-        return self.chunk_size or max(1, AUTOMATIC_ELEMENTS // (batch_size * self.inner_size))
+        return self.chunk_size or fitting_tokens(self.layer_norm.weight, self.inner_size, batch_size)
 
     def forward(self, hidden_states):
         step = self.chunk_length(hidden_states.shape[0])

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .blocks import ALONE, EagerBlocks, unit_keys
+from .blocks import EagerBlocks, alone, unit_keys
 from .layout import MASKED
 from .multiplicity import self_weight
 
@@ -34,7 +34,9 @@ def flex_forward(q, k, v, layout):
     lses = torch.stack([_in_order(x, r, v[:, :1]) for x, r in zip(lses, rows, strict=True)]).clamp(min=-MASKED)
     lse = lses.logsumexp(0)
     merged = (outs * (lses - lse).exp()).sum(0)
-    return torch.where(lse < ALONE, v * self_weight(layout, working), merged), lses, lse
+    own = alone(lse)
+    merged = merged.index_copy(0, own, v.index_select(0, own) * self_weight(layout, working, own))
+    return merged, lses, lse
 
 
 class FlexRings:

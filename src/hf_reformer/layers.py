@@ -10,9 +10,11 @@ from .configuration_reformer import LOCAL_LAYERS
 from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
-from .reversible import MANY_TOKENS, Tape, anchor, as_streams, reversible_layer
-from .token_chunks import in_token_chunks
+from .reversible import MANY_TOKENS, Tape, add_half, anchor, as_streams, reversible_layer
+from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
+
+WORTH_REUSING = 2**18  # numbers of a stream (1 MiB): memory of this size is slow to get anew
 
 
 class ReformerEmbeddings(nn.Module):
@@ -105,11 +107,14 @@ class ReformerLayer(nn.Module):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ReformerFeedForward(config)
 
-    def forward(self, x1, x2, real_tokens=None, num_hashes=None, output_attentions=False, tape=None, cache=None):
+    def forward(
+        self, x1, x2, real_tokens=None, num_hashes=None, output_attentions=False, tape=None, cache=None, overwrite=False
+    ):
         """(B, L, hidden) twice -> the same twice, and the attention probabilities or None.
 
         With a `tape` nothing is kept for backward (`config.reversible`). A `cache` (a layer of `ReformerCache`) holds the
-        tokens before these, and the rotations they were hashed with.
+        tokens before these, and the rotations they were hashed with. `overwrite`: without gradients, what is returned may
+        stand in the memory of x1 and x2.
         """
         num_hashes = self.num_hashes if num_hashes is None else num_hashes
         rotations = None if cache is None else cache.rotations
@@ -120,9 +125,18 @@ class ReformerLayer(nn.Module):
             return reversible_layer(tape, self.attention, self.feed_forward, x1, x2, bottom=self.bottom, **arguments)
         if cache is not None:
             cache.rotations = rotations
-        attended = self.attention(x2, cache=cache, **arguments)
-        y1 = x1 + attended.hidden_states
-        return y1, x2 + self.feed_forward(y1), attended.attentions
+        if torch.is_grad_enabled() or tracing():
+            attended = self.attention(x2, cache=cache, **arguments)
+            y1 = x1 + attended.hidden_states
+            return y1, x2 + self.feed_forward(y1), attended.attentions
+        return self._without_gradient(x1, x2, overwrite, cache=cache, **arguments)
+
+    def _without_gradient(self, x1, x2, overwrite, **arguments):
+        """The same with pieces that stay in cache, in the streams' own memory where that may be written over."""
+        step = self.feed_forward.chunk_length(len(x2))
+        attended = self.attention(x2, project_output=False, **arguments)
+        y1 = add_half(self.attention.output, attended.hidden_states, x1, step, x1 if overwrite else None)
+        return y1, add_half(self.feed_forward, y1, x2, step, x2 if overwrite else None), attended.attentions
 
 
 class _FinalNorm(nn.Module):
@@ -132,6 +146,12 @@ class _FinalNorm(nn.Module):
 
     def forward(self, y1, y2):
         return self.dropout(self.layer_norm(torch.cat([y1, y2], dim=-1)))
+
+
+def _is_watched(layers):
+    """Whether hooks may keep what the modules inside are given or give."""
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in layers.modules())
+    return hooked or nn.modules.module._has_any_global_hook()
 
 
 class EncoderOutput(NamedTuple):
@@ -155,22 +175,36 @@ class ReformerEncoder(nn.Module):
         """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then."""
         tape = Tape(output_hidden_states) if self.reversible and torch.is_grad_enabled() and not tracing() else None
         y1 = y2 = as_streams(hidden_states, tape)
+        overwrite = not output_hidden_states and hidden_states.numel() >= WORTH_REUSING and not _is_watched(self.layers)
         all_hidden_states, attentions = [y2], []
         for index, layer in enumerate(self.layers):
             if cache is not None:
                 arguments["cache"] = cache.layers[index]
             y1, y2, probabilities = self._run(
-                layer, y1, y2, tape=tape, output_attentions=output_attentions, **arguments
+                layer,
+                y1,
+                y2,
+                tape=tape,
+                output_attentions=output_attentions,
+                overwrite=overwrite and index > 0,
+                **arguments,
             )
             if tape is not None and (output_hidden_states or layer is self.layers[-1]):
                 y1, y2 = anchor(tape, y1, y2)
             all_hidden_states += [y2] if output_hidden_states else []
             attentions.append(probabilities)
         return EncoderOutput(
-            in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), MANY_TOKENS // y1.shape[0] or 1, y1, y2),
+            self._normed(y1, y2),
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )
+
+    def _normed(self, y1, y2):
+        batch, _, hidden = y1.shape
+        step = MANY_TOKENS // batch or 1
+        if not torch.is_grad_enabled():
+            step = fitting_tokens(y1, 2 * hidden, batch)
+        return in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), step, y1, y2)
 
     def _run(self, layer, *streams, **arguments):
         if self.gradient_checkpointing and self.training and not self.reversible:

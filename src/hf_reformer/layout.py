@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 MASKED = 1e30  # subtracted from the score of a key that must not be seen; leaves exp(score) at exactly 0
-BLOCK_SCORES = 2**19  # scores of one block on a CPU (2 MiB in float32): the work on them stays in cache
+BLOCK_SCORES = 2**18  # scores of one block on a CPU (1 MiB in float32): the work on them stays in cache
 
 
 class Block(NamedTuple):
@@ -189,7 +189,7 @@ class Layout:
         per_block = per_block.contiguous()
         rings, slots = per_block.shape[:2]
         chunks = slots // self.chunk_length - self.window_chunks + 1
-        step = per_block[0, 0].numel()
+        step = per_block.stride(1)
         shape = (rings, chunks, self.chunk_length * self.window_chunks, *per_block.shape[2:])
         strides = (slots * step, self.chunk_length * step, step, *per_block.stride()[2:])
         return per_block.as_strided(shape, strides).flatten(0, 1)

@@ -18,7 +18,7 @@ from .inputs import check_inputs, check_labels, check_position_ids
 from .layers import ReformerEmbeddings, ReformerEncoder
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
 from .positions import AxialPositionEmbeddings
-from .token_chunks import in_token_chunks
+from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
 
 
@@ -238,13 +238,14 @@ class _LanguageModel(ReformerPreTrainedModel):
         if labels is not None and self.training and chunk > 0:
             loss = chunked_token_cross_entropy(self.lm_head, hidden_states, labels, chunk, num_items_in_batch)
             return loss, None
-        if not torch.is_grad_enabled():
-            logits = in_token_chunks(self.lm_head, chunk or 1024, hidden_states)
-        else:
+        if torch.is_grad_enabled():
             parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
-            logits = (
-                torch.cat([self.lm_head(part) for part in parts], dim=1) if len(parts) > 1 else self.lm_head(parts[0])
-            )
+            logits = [self.lm_head(part) for part in parts]
+            logits = torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]
+        else:
+            numbers = max(hidden_states.shape[2], self.config.vocab_size)
+            step = chunk or max(64, fitting_tokens(hidden_states, numbers, len(hidden_states)))
+            logits = in_token_chunks(self.lm_head, step, hidden_states)
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
         return loss, logits
 

@@ -62,28 +62,25 @@ def _ring_chunk_of_token(layout):
     return chunk + layout.chunks_per_round * torch.arange(layout.rounds, device=layout.device)[:, None, None]
 
 
-def self_weight(layout, dtype):
-    """Weight of a token's own value where it sees nothing else: 1, or in float32 `"lsh"` what the originals get.
+def self_weight(layout, dtype, rows):
+    """Weight of the own value of tokens that see nothing else: 1, or in float32 `"lsh"` what the originals get.
 
     They score a token with itself at -1e5, where float32 numbers are 2^-7 apart: if it stands m times in its windows, the
     probabilities add up to 1, 0.99784, 0.99705, ... for m = 1, 2, 3, ... That is part of the published numbers.
 
+    Args:
+        rows: (T) int64, these tokens' rows of a (B * L * H, D) matrix.
+
     Returns:
-        1, or (B * L * H, 1).
+        1, or (T, 1).
     """
     once = layout.rounds == 1 and layout.chunks_per_round >= layout.window_chunks
-    if (
-        not layout.exclude_self
-        or layout.strict
-        or dtype != torch.float32
-        or once
-        or layout.order is None
-        or layout.correct_duplicates
-    ):
+    ordinary = layout.strict or not layout.exclude_self or layout.order is None or layout.correct_duplicates
+    if ordinary or once or dtype != torch.float32:
         return 1
-    chunks = _ring_chunk_of_token(layout)
+    chunks = _ring_chunk_of_token(layout).unflatten(1, (layout.batch, layout.heads)).transpose(2, 3)
+    chunks = chunks.flatten(1)[:, rows]
     met = torch.stack([sum(_times_in_window(layout, other - r) for other in chunks) for r in chunks])
     per_round = SELF_MASK + met.to(dtype).log()
     merged = torch.logsumexp(per_round, 0)
-    weight = (met * (SELF_MASK - per_round).exp() * (per_round - merged).exp()).sum(0)
-    return weight.view(layout.batch, layout.heads, -1).transpose(1, 2).reshape(-1, 1)
+    return (met * (SELF_MASK - per_round).exp() * (per_round - merged).exp()).sum(0)[:, None]

@@ -138,10 +138,10 @@ class _ReversibleLayer(torch.autograd.Function):
         ctx.routing, call.attentions = core.routing, core.attentions
         step = call.feed_forward.chunk_length(len(x2))
         ctx.output_state = ReplayState(x2)
-        y1 = _add_half(call.attention.output, core.hidden_states, x1, step)
+        y1 = add_half(call.attention.output, core.hidden_states, x1, step)
         del core
         ctx.feed_forward_state = ReplayState(x2)
-        y2 = _add_half(call.feed_forward, y1, x2, step)
+        y2 = add_half(call.feed_forward, y1, x2, step)
         return y1, y2
 
     @staticmethod
@@ -177,12 +177,12 @@ def _split(ctx):
     return [(names, [next(parameters) for _ in names]) for names in ctx.call.names]
 
 
-def _add_half(module, inputs, stream, step):
-    """stream + module(inputs), some tokens at a time."""
-    result = torch.empty_like(stream)
+def add_half(module, inputs, stream, step, out=None):
+    """stream + module(inputs), `step` tokens at a time, without gradient; `out` may be the stream itself."""
+    out = torch.empty_like(stream) if out is None else out
     for part in parts(stream.shape[1], step):
-        result[:, part] = stream[:, part] + _residual(module(inputs[:, part]), stream)
-    return result
+        torch.add(stream[:, part], _residual(module(inputs[:, part]), stream), out=out[:, part])
+    return out
 
 
 def _undo_half(module, names, parameters, state, step, inputs, stream, grad_stream, *, rebuilt, grad):

@@ -14,6 +14,13 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from .tracing import tracing
 
 
+def fitting_tokens(like, numbers, batch_size):
+    """How many tokens of each sequence to work on at a time, with so many `numbers` each: on a CPU what stays in its cache
+    (2 MiB in float32) and in memory that need not be asked for anew, elsewhere 64 times as many."""
+    budget = 2**19 if like.device.type == "cpu" else 2**25
+    return max(1, budget // (batch_size * numbers))
+
+
 class ReplayState:
     """State of the random generators and of autocast at one point of the forward."""
 
