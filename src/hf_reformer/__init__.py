@@ -4,6 +4,7 @@ from .auto import register
 from .caching import ReformerCache
 from .configuration_reformer import ReformerConfig
 from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .image_processing_reformer import ReformerImageProcessor
 from .modeling_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
@@ -26,6 +27,7 @@ __all__ = [
     "ReformerForQuestionAnswering",
     "ReformerForSequenceClassification",
     "ReformerForTokenClassification",
+    "ReformerImageProcessor",
     "ReformerModel",
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",

@@ -2,6 +2,7 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -11,9 +12,11 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from transformers.utils import is_vision_available
 
 from .configuration_reformer import ReformerConfig
 from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .image_processing_reformer import ReformerImageProcessor
 from .modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
 from .tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
@@ -40,3 +43,8 @@ def register():
         fast_tokenizer_class=ReformerByteTokenizer,
         exist_ok=True,
     )
+    if is_vision_available():  # Pillow
+        classes = dict.fromkeys(
+            ("pil", "torchvision"), ReformerImageProcessor
+        )  # the latter is asked for where it is installed
+        AutoImageProcessor.register(ReformerConfig, image_processor_classes=classes, exist_ok=True)
