@@ -1,5 +1,6 @@
 """`hf-reformer train` and `evaluate` at smoke size: what they write, that they learn, agree, stop, resume and refuse."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from hf_reformer import cli
+from hf_reformer.training.examples import generator
+from hf_reformer.training.generated import sentence
 from hf_reformer.training.recipes import recipe_names
 from hf_reformer.training.tasks import MODELS
 from hf_reformer.training.trainer import RecipeTrainer
@@ -143,6 +146,38 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(name, chang
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     whole, cut = results_of(tmp_path / "whole"), results_of(tmp_path / "cut")
     assert whole["evaluations"] == cut["evaluations"]
+
+
+def test_a_streamed_run_learns_and_resumes_exactly_over_several_passes(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 40), ("test", 20)):
+        rows = [json.dumps({"text": sentence(generator(7, i)) * 8}) for i in range(count)]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(rows))
+    changes = [
+        "data.generated=null",
+        f"data.dataset={tmp_path / 'data'}",
+        "data.streaming=true",
+        "data.shuffle_buffer=16",
+    ]
+    changes += ["data.windows=packed", "data.window_plan=null", "data.separate_documents=true", "evaluation.samples=0"]
+    changes += ["training.max_steps=60", "training.save_steps=25"]  # 10,000 bytes are some 20 steps
+    options = [part for change in changes for part in ("--set", change)]
+    assert train("text", tmp_path / "whole", *options) == 0
+    assert results_of(tmp_path / "whole")["after"]["loss"] < results_of(tmp_path / "whole")["before"]["loss"] - 1
+    with monkeypatch.context() as patch:
+        stop_at(patch, step=41)
+        assert train("text", tmp_path / "cut", *options) == 128 + signal.SIGTERM
+    assert train("text", tmp_path / "cut", *options, "--resume") == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "The disk is full: checkpoint-5 could not be saved")
+
+    monkeypatch.setattr(RecipeTrainer, "_save_checkpoint", full)
+    assert train("text", tmp_path, "--set", "training.max_steps=5", *NO_SAMPLES) == 2
+    assert "hf-reformer train: The disk is full" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):

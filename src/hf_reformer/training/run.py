@@ -1,7 +1,9 @@
 """A run of a recipe: from an empty folder, or from its newest whole checkpoint, to the finished model."""
 
+import errno
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -40,7 +42,8 @@ def train_recipe(name: str, output: Path, changes=(), smoke=False, resume=False,
     logging.disable_progress_bar()  # of single files; the bar of the training stays
     trainer, task = start(recipe, arguments, output, resume)
     say_what_starts(recipe, trainer, task, checkpoint, say)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with full_disk_in_one_line():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.stopped_by:
         done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
         say(f"stopped after step {done}, saved; the same command with --resume continues")
@@ -141,6 +144,17 @@ def check_same_data(path: Path, fingerprint: str) -> None:
     """The data of a resumed run must be what it was."""
     if json.loads(path.read_text(encoding="utf-8"))["data"] != fingerprint:
         raise ValueError("data has changed since the run began; allowed is the same data, or another --output")
+
+
+@contextmanager
+def full_disk_in_one_line():
+    """`CheckpointedTrainer` says what happened; the command prints it, as it prints what is wrong with an input."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(error.strerror) from error
 
 
 def printable(text: str) -> str:

@@ -6,10 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Source:
-    """Where data comes from: files here, a dataset of the Hub, or a generator; `training_examples` of them at most.
+    """Where data comes from: files here, a dataset of the Hub, or a generator.
 
-    `files` and `evaluation_files` name files and folders; `dataset` is a name on the Hub. `generated` makes so many
-    examples (bytes of text) of the same format without any data, for trials. `obtain` says where to get the data.
+    `files` and `evaluation_files` name files and folders; `dataset` is a name on the Hub, or a folder in the layout that
+    `datasets.load_dataset` takes. `generated` makes so many examples (bytes of text) of the same format without any data, for
+    trials. `obtain` says where to get the data.
     """
 
     files: list[str] | str | None = None
