@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, convert_command, evaluate_command, generate_command, quickstart, train_command
+from . import __version__, convert_command, evaluate_command, generate_command, quickstart, serve_command, train_command
 
-COMMANDS = (quickstart, train_command, evaluate_command, generate_command, convert_command)
+COMMANDS = (quickstart, train_command, evaluate_command, generate_command, convert_command, serve_command)
 
 
 def build_parser() -> argparse.ArgumentParser:
