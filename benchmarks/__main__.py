@@ -17,10 +17,13 @@ from .cases import CASES
 from .models import floor_seconds
 from .report import markdown, plot
 
+GENERATION = "generation"
+
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--cases", nargs="*", choices=[c.name for c in CASES], help="default: all")
+    names = [case.name for case in CASES] + [GENERATION]
+    parser.add_argument("--cases", nargs="*", choices=names, help="default: all")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
@@ -32,11 +35,18 @@ def main(argv=None):
     for case in CASES:
         if not args.cases or case.name in args.cases:
             results["cases"].append(run_case(case, case.repetitions or args.repetitions, results["gflops"]))
-            write(args.output / "results.json", json.dumps(results, indent=1))
-            write(args.output / "results.md", markdown(results))
+            write_results(results, args.output)
+    if not args.cases or GENERATION in args.cases:
+        results["generation"] = run_generation(args.repetitions)
+        write_results(results, args.output)
     for name in ("crossover", "lengths"):
         plot(results, name, args.output / f"{name}.png")
     print(markdown(results))
+
+
+def write_results(results, folder):
+    write(folder / "results.json", json.dumps(results, indent=1))
+    write(folder / "results.md", markdown(results))
 
 
 def run_case(case, repetitions, gflops):
@@ -59,11 +69,21 @@ def run_case(case, repetitions, gflops):
 
 
 def in_fresh_process(run):
-    command = [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(run))]
+    return python_json(run.label, "benchmarks.worker", json.dumps(asdict(run)))
+
+
+def run_generation(repetitions):
+    """The rows of `decoding.py`: all models take turns in one process."""
+    return python_json("generation", "benchmarks.decoding", "--repetitions", str(repetitions), "--json", "-")
+
+
+def python_json(label, module, *arguments):
+    """What `python -m module` prints in its last line."""
+    command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent)
     if done.returncode != 0:
-        raise RuntimeError(f"{run.label} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{label} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

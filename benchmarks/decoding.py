@@ -1,7 +1,7 @@
 """Milliseconds per decoded token, prefill seconds and cache bytes per token, beside transformers' Reformer and GPT-2.
 
 All models take turns, some tokens each, so that whatever else the machine does is shared fairly; figures are medians of one
-run. `python -m benchmarks.decoding` prints a table and, with `--json FILE`, writes the rows.
+run. `python -m benchmarks --cases generation` runs this file; `python -m benchmarks.decoding` alone has more options.
 
 The model: 6 layers, hidden size 256, feed-forward 512, 2 heads of 64 (GPT-2: 4, its heads must add up to the hidden
 size), chunks of 64, vocabulary 320, float32, batch 1.
@@ -184,11 +184,6 @@ def seconds(call, *arguments):
     return time.perf_counter() - start
 
 
-def rows(**arguments):
-    """All rows of this file."""
-    return decoding_rows(**arguments) + prefill_rows()
-
-
 def main(argv=None):
     logging.getLogger("transformers").setLevel(logging.ERROR)  # its Reformer tells each time how many buckets it takes
     parser = argparse.ArgumentParser(description=__doc__)
@@ -198,7 +193,8 @@ def main(argv=None):
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--prefill-length", type=int, default=PREFILL_LENGTH, help="0: leave this case out")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--repetitions", type=int, default=3, help="of reading the prompt")
+    parser.add_argument("--json", metavar="FILE", help="where to write the rows; -: the last line printed")
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -211,13 +207,15 @@ def main(argv=None):
             f"{row['cache_bytes_per_token']:8.0f} bytes per token"
         )
     if arguments.prefill_length:
-        timed = prefill_rows(arguments.prefill_length, arguments.num_hashes, models=models)
+        timed = prefill_rows(arguments.prefill_length, arguments.num_hashes, arguments.repetitions, models)
         for row in timed:
             print(
                 f"{row['model']:<36} prefill {row['context']:>6}: {row['seconds']:7.2f} s (quickest {row['seconds_min']:.2f})"
             )
         found += timed
-    if arguments.json:
+    if arguments.json == "-":
+        print(json.dumps(found))
+    elif arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(found, file, indent=1)
 

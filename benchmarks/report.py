@@ -31,7 +31,36 @@ def markdown(results):
                 f"| {s['seconds'] / run['floor']:.2f} |"
             )
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines + generation(results.get("generation", [])))
+
+
+def generation(rows):
+    """Tables of decoding and of reading a prompt, the lines of each."""
+    decoding = [row for row in rows if row["case"] == "decoding"]
+    prefill = [row for row in rows if row["case"] == "prefill"]
+    lines = []
+    if decoding:
+        contexts = sorted({row["context"] for row in decoding})
+        rounds = decoding[0]["num_hashes"]
+        lines += [
+            f"**milliseconds per decoded token after a context of so many tokens, {rounds} rounds** (medians)",
+            "",
+        ]
+        lines += ["| model | " + " | ".join(f"{c:,}" for c in contexts) + " | cache, bytes per token |"]
+        lines += ["|" + "---|" * (len(contexts) + 2)]
+        for name in dict.fromkeys(row["model"] for row in decoding):
+            mine = {row["context"]: row for row in decoding if row["model"] == name}
+            cells = [f"{mine[c]['ms_per_token']:.2f}" for c in contexts]
+            lines.append(f"| {name} | {' | '.join(cells)} | {mine[contexts[-1]]['cache_bytes_per_token']:,.0f} |")
+    if prefill:
+        lines += [
+            "",
+            f"**seconds to read a prompt of {prefill[0]['context']:,} tokens into an empty cache** (medians)",
+            "",
+        ]
+        lines += ["| model | seconds |", "|---|---|"]
+        lines += [f"| {row['model']} | {row['seconds']:.2f} |" for row in prefill]
+    return lines
 
 
 def plot(results, case_name, path):
