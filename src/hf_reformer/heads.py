@@ -159,7 +159,10 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
-        """Start and end logits (B, L), and with both positions (B) the mean of the two cross entropies."""
+        """Start and end logits (B, L), and with both positions (B) the mean of the two cross entropies.
+
+        Differs from transformers: in the loss, padding is no candidate, so that it does not depend on its amount.
+        """
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -172,8 +175,8 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             return_dict=True,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
-        check_spans(start_positions, end_positions, len(start_logits))
+        check_spans(start_positions, end_positions, len(start_logits), attention_mask)
         loss = None
         if start_positions is not None:
-            loss = span_loss(start_logits, end_logits, start_positions, end_positions)
+            loss = span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask)
         return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)

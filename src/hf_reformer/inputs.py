@@ -69,8 +69,8 @@ def check_sequence_labels(labels, batch, num_labels, integers):
         _check_shape("labels", labels, fits, f"{(batch, num_labels)}")
 
 
-def check_spans(start_positions, end_positions, batch):
-    """Both (B) or (B, 1), or neither."""
+def check_spans(start_positions, end_positions, batch, attention_mask=None):
+    """Both (B) or (B, 1), or neither; inside the text they name real tokens (beyond it they are ignored)."""
     if (start_positions is None) != (end_positions is None):
         missing = "start_positions" if start_positions is None else "end_positions"
         raise ValueError(f"`{missing}` is None, but must be given together with the other position.")
@@ -78,6 +78,17 @@ def check_spans(start_positions, end_positions, batch):
         if positions is not None:
             _check_integers(name, positions)
             _check_shape(name, positions, tuple(positions.shape) in ((batch,), (batch, 1)), f"{(batch,)}")
+            if attention_mask is not None and _readable(positions) and _readable(attention_mask):
+                _check_real(name, positions.view(-1), attention_mask)
+
+
+def _check_real(name, positions, attention_mask):
+    length = attention_mask.shape[1]
+    inside = positions.clamp(0, length - 1).unsqueeze(1)
+    padding = (positions < length) & (attention_mask.gather(1, inside.to(torch.int64)).squeeze(1) == 0)
+    if bool(padding.any()):
+        row = int(padding.to(torch.int64).argmax())
+        raise ValueError(f"`{name}` is {int(positions[row])} in row {row}, which is padding, but must be a real token.")
 
 
 def _check_shape(name, tensor, fits, allowed):

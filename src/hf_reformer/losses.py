@@ -79,11 +79,14 @@ def sequence_loss(logits, labels, problem_type):
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-def span_loss(start_logits, end_logits, start_positions, end_positions):
-    """Mean of the cross entropies of a span's start and end, (B, L) and (B) each; positions beyond L are ignored."""
+def span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask=None):
+    """Mean of the cross entropies of a span's start and end, (B, L) and (B) each, over the tokens that are no padding;
+    positions beyond L are ignored."""
     length = start_logits.shape[1]
     losses = []
     for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+        if attention_mask is not None:
+            logits = logits.masked_fill(attention_mask.to(logits.device) == 0, -torch.inf)
         positions = positions.to(logits.device).view(-1).clamp(0, length)
         losses.append(F.cross_entropy(logits, positions, ignore_index=length))
     return (losses[0] + losses[1]) / 2
