@@ -135,6 +135,8 @@ WRONG = {
     "model.vocab_size=100": ["model.vocab_size is 100", "258"],
     "model.dtype=int8": ["model.dtype is 'int8'", "bfloat16"],
     "model.is_decoder=false": ["model.is_decoder", "True"],
+    "evaluation.samples=-1": ["evaluation.samples is -1", "at least 0"],
+    "evaluation.top_p=0": ["evaluation.top_p is 0", "above 0"],
     "model.pretrained=nowhere": ["model.pretrained is 'nowhere'"],
 }
 

@@ -293,6 +293,16 @@ def test_evaluate_measures_a_language_model_on_any_file(runs, tmp_path, capsys):
     assert json.loads((tmp_path / "metrics.json").read_text()) == measured
 
 
+def test_evaluate_refuses_labels_that_are_not_the_models(runs, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"text": "it", "label": "x"}) + "\n" + json.dumps({"text": "a", "label": "y"})
+    )
+    rows = [f"data.{key}={tmp_path / 'rows.jsonl'}" for key in ("files", "evaluation_files")]
+    options = [part for change in [*rows, "data.generated=null"] for part in ("--set", change)]
+    assert cli.main(["evaluate", str(runs("classification") / "model"), *options]) == 2
+    assert "data has the labels x, y, but the model has blamed, praised" in capsys.readouterr().err
+
+
 def test_evaluate_of_what_is_no_model_or_has_no_recipe_says_so(runs, tmp_path, capsys):
     assert cli.main(["evaluate", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

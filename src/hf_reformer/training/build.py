@@ -78,21 +78,22 @@ def model_config(recipe: Recipe, vocab_size: int | None = None, more: dict | Non
         ValueError: where a field does not fit the others, the task or the data.
     """
     fields = {key: value for key, value in recipe.model.items() if key not in OWN_MODEL_KEYS}
-    fields = {"eos_token_id": None, **fields, **(more or {}), "is_decoder": recipe.task == "causal-lm"}
-    if recipe.model.get("is_decoder", fields["is_decoder"]) != fields["is_decoder"]:
-        raise ValueError(
-            f"model.is_decoder is {recipe.model['is_decoder']}, but must be {fields['is_decoder']} for {recipe.task}"
-        )
-    if vocab_size is not None:
-        fields.setdefault("vocab_size", vocab_size)
-        if fields["vocab_size"] < vocab_size:
-            raise ValueError(
-                f"model.vocab_size is {fields['vocab_size']}, but must be at least {vocab_size}, what the data has"
-            )
+    causal = recipe.task == "causal-lm"
+    if fields.get("is_decoder", causal) != causal:
+        raise ValueError(f"model.is_decoder is {fields['is_decoder']}, but must be {causal} for {recipe.task}")
+    fields = {**fields, **(more or {}), "is_decoder": causal}
     pretrained, layers = recipe.model.get("pretrained"), recipe.model.get("num_hidden_layers")
     if "attn_layers" in fields and layers is not None:
         fields["attn_layers"] = repeated(fields["attn_layers"], layers)
-    config = ReformerConfig(**fields) if pretrained is None else pretrained_config(pretrained, fields)
+    if pretrained is None:
+        own = {} if vocab_size is None else {"vocab_size": vocab_size}
+        config = ReformerConfig(**{"eos_token_id": None, **own, **fields})
+    else:
+        config = pretrained_config(pretrained, fields)
+    if vocab_size is not None and config.vocab_size < vocab_size:
+        raise ValueError(
+            f"model.vocab_size is {config.vocab_size}, but must be at least {vocab_size}, what the data has"
+        )
     if config.maximum_length < needed_length(recipe.data):
         raise ValueError(
             f"model.axial_pos_shape and model.max_position_embeddings cover {config.maximum_length} positions, but must cover the "
@@ -145,12 +146,22 @@ def build_model(recipe: Recipe, config: ReformerConfig, seed: int) -> torch.nn.M
         raise ValueError(f"model.initialisation is {how!r}, but must be null for positions without two axes")
     torch.manual_seed(seed)
     if recipe.model.get("pretrained"):
-        model = MODELS[recipe.task].from_pretrained(recipe.model["pretrained"], config=config)
+        model = pretrained_model(MODELS[recipe.task], recipe.model["pretrained"], config)
     else:
         model = MODELS[recipe.task](config)
         if how:
             initialise_embeddings(model)
     return model.to(DTYPES[dtype])
+
+
+def pretrained_model(model_class, name: str, config: ReformerConfig) -> torch.nn.Module:
+    """The checkpoint's weights in a model of this configuration; a head that it has not is new."""
+    try:
+        return model_class.from_pretrained(name, config=config)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"model.pretrained is {name!r}, which cannot be loaded as the model of this recipe: {error}"
+        ) from None
 
 
 def build_trainer(recipe: Recipe, arguments, task: Task, model, callbacks=()) -> RecipeTrainer:

@@ -52,8 +52,18 @@ def evaluation_of(chosen: Recipe, config):
         arguments = training_arguments(chosen, Path(folder))
         tokenizer = load_tokenizer(chosen.model["pretrained"], config) if hasattr(chosen.data, "tokenizer") else None
         task = build_task(chosen, Plan(steps=1, per_step=1, seed=arguments.seed), tokenizer)
+        check_labels(config, task.model_fields)
         model = build_model(chosen, config_for(chosen, task), arguments.seed)
         return task, build_trainer(chosen, arguments, task, model)
+
+
+def check_labels(config, fields: dict) -> None:
+    """Raises `ValueError` where the labels of the data are not the model's, or in another order."""
+    names = list(fields.get("id2label", config.id2label).values())
+    if names != list(config.id2label.values()):
+        raise ValueError(
+            f"data has the labels {', '.join(names)}, but the model has {', '.join(config.id2label.values())}"
+        )
 
 
 def recipe_of_files(config, files, changes) -> Recipe:

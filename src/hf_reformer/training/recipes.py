@@ -55,6 +55,10 @@ def checked_recipe(name: str, content: dict, parts: dict[str, dict]) -> Recipe:
         raise ValueError(f"recipe {name}: task is {task!r}, but must be one of {', '.join(TASK_FORMATS)}")
     model = checked_section("model", parts["model"], model_hints(), "the fields of ReformerConfig")
     training, extra = checked_training(parts["training"])
+    evaluation = EvaluationSettings(
+        **checked_section("evaluation", parts["evaluation"], hints_of(EvaluationSettings), "these")
+    )
+    check_evaluation(evaluation)
     return Recipe(
         name=name,
         task=task,
@@ -62,9 +66,7 @@ def checked_recipe(name: str, content: dict, parts: dict[str, dict]) -> Recipe:
         model=model,
         data=checked_data(task, parts["data"]),
         training=training,
-        evaluation=EvaluationSettings(
-            **checked_section("evaluation", parts["evaluation"], hints_of(EvaluationSettings), "these")
-        ),
+        evaluation=evaluation,
         extra=extra,
         plain={"name": name, "task": task, "source": content.get("source") or "", **parts},
     )
@@ -107,6 +109,18 @@ def check_data(data) -> None:
             raise ValueError(f"data.{name} is {values[name]}, but must be above 0 and below 1")
     if values.get("window_plan") is not None:
         _check_plan(values)
+
+
+def check_evaluation(evaluation: EvaluationSettings) -> None:
+    """Raises `ValueError` for a number out of range."""
+    for name, least in (
+        ("examples", 1), ("num_hashes", 1), ("samples", 0), ("prompt_tokens", 1), ("sample_tokens", 1), ("temperature", 0),
+    ):  # fmt: skip
+        value = getattr(evaluation, name)
+        if value is not None and value < least:
+            raise ValueError(f"evaluation.{name} is {value}, but must be at least {least}")
+    if not 0 < evaluation.top_p <= 1:
+        raise ValueError(f"evaluation.top_p is {evaluation.top_p}, but must be above 0 and at most 1")
 
 
 def _check_plan(values):

@@ -123,10 +123,10 @@ def image_task(recipe: Recipe, plan: Plan) -> Task:
 
 
 def prompts_of(rows, recipe: Recipe) -> list[torch.Tensor]:
-    """The first tokens of some evaluation rows."""
-    wanted = recipe.evaluation.samples
+    """The first tokens of some evaluation rows, at most half of each."""
+    wanted, length = recipe.evaluation.samples, recipe.evaluation.prompt_tokens
     chosen = [rows[i] for i in ex.spread(len(rows), wanted)] if wanted else []
-    return [torch.from_numpy(np.asarray(row[: recipe.evaluation.prompt_tokens]).astype(np.int64)) for row in chosen]
+    return [torch.from_numpy(np.asarray(row[: min(length, len(row) // 2)]).astype(np.int64)) for row in chosen]
 
 
 def text_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
