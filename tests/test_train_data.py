@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from hf_reformer import ReformerByteTokenizer
-from hf_reformer.training import corpus, examples, images, metrics, rows, tasks, vocabulary
+from hf_reformer.training import corpus, examples, images, metrics, rows, task, text_tasks, vocabulary
 from hf_reformer.training.settings import ClassificationData, ImageData, QuestionData, TagData, TextData
 
 
@@ -37,7 +37,7 @@ def test_packed_windows_without_overlap_hold_each_token_exactly_once(tokens):
 
 def test_each_epoch_reads_every_window_once_in_another_order():
     stream = np.arange(2, 60, dtype=np.uint16)
-    make = tasks.causal_maker(stream, settings(), tasks.Plan(steps=100, per_step=1, seed=3))
+    make = text_tasks.causal_maker(stream, settings(), task.Plan(steps=100, per_step=1, seed=3))
     count = examples.number_of_windows(len(stream), 7, 1)
     epochs = [[int(make(i)["input_ids"][0]) for i in range(e * count, (e + 1) * count)] for e in range(3)]
     assert all(sorted(epoch) == list(range(2, 59, 6)) for epoch in epochs)
@@ -46,16 +46,16 @@ def test_each_epoch_reads_every_window_once_in_another_order():
 
 def test_an_example_depends_on_seed_and_index_alone():
     stream = np.arange(2, 60, dtype=np.uint16)
-    plan = tasks.Plan(steps=10, per_step=4, seed=3)
+    plan = task.Plan(steps=10, per_step=4, seed=3)
     for data in (settings(), settings(windows="random", window_plan=[[0.5, 3], [1.0, 7]])):
-        forward = [tasks.causal_maker(stream, data, plan)(i)["input_ids"].tolist() for i in range(40)]
-        make = tasks.causal_maker(stream, data, plan)
+        forward = [text_tasks.causal_maker(stream, data, plan)(i)["input_ids"].tolist() for i in range(40)]
+        make = text_tasks.causal_maker(stream, data, plan)
         assert [make(i)["input_ids"].tolist() for i in reversed(range(40))] == forward[::-1]
 
 
 def test_the_window_plan_gives_lengths_by_the_share_of_steps_and_positions_anywhere():
     data = settings(context=16, windows="random", window_plan=[[0.5, 3], [0.8, 5], [1.0, 16]])
-    make = tasks.causal_maker(np.arange(2, 200, dtype=np.uint16), data, tasks.Plan(steps=10, per_step=4, seed=0))
+    make = text_tasks.causal_maker(np.arange(2, 200, dtype=np.uint16), data, task.Plan(steps=10, per_step=4, seed=0))
     made = [make(i) for i in range(40)]
     assert [len(x["input_ids"]) for x in made] == [3] * 20 + [5] * 12 + [16] * 8
     firsts = {int(x["position_ids"][0]) for x in made[:20]}
@@ -65,7 +65,7 @@ def test_the_window_plan_gives_lengths_by_the_share_of_steps_and_positions_anywh
 
 def test_a_whole_text_moves_within_its_padding():
     stream = np.arange(2, 12, dtype=np.uint16)
-    made = [tasks.whole(stream, 16, 0, 0, index) for index in range(30)]
+    made = [text_tasks.whole(stream, 16, 0, 0, index) for index in range(30)]
     assert {int(x["attention_mask"].argmax()) for x in made} == set(range(7))
     for x in made:
         assert x["input_ids"][x["attention_mask"] == 1].tolist() == stream.tolist()
@@ -81,8 +81,8 @@ def test_streamed_documents_are_packed_like_a_stream_and_repeated(tmp_path):
     stream = corpus.joined(tokenizer, [text.encode() for text in texts], tokenizer.eos_token_id)
     count = examples.number_of_windows(len(stream), 7, 1)
     expected = [examples.packed_window(stream, i, 7, 1).tolist() for i in range(count)]
-    assert [window.tolist() for window in tasks.packed_stream(rows_, data, tokenizer)] == expected
-    endless = tasks.endless(rows_, data, tokenizer)
+    assert [window.tolist() for window in text_tasks.packed_stream(rows_, data, tokenizer)] == expected
+    endless = text_tasks.endless(rows_, data, tokenizer)
     assert [next(endless)["input_ids"].tolist() for _ in range(2 * count)] == expected + expected
 
 

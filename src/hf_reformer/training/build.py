@@ -14,7 +14,8 @@ from .examples import collate
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
 from .settings import DuplicationData, ImageData, Recipe
-from .tasks import MODELS, Plan, Task
+from .task import Plan, Task
+from .tasks import MODELS
 from .trainer import RecipeTrainer, statistics_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -10,7 +10,8 @@ from .fields import checked_section
 from .recipes import load_recipe, model_hints, parsed_change
 from .report import RECIPE_FILE, metrics_in
 from .settings import Recipe
-from .tasks import MODELS, Plan, build_task
+from .task import Plan
+from .tasks import MODELS, build_task
 
 TEXT_RECIPE = "text"
 
