@@ -482,6 +482,26 @@ def test_opcodes_that_no_checkpoint_needs_are_refused(opcodes):
         read_pickle(b"\x80\x02" + opcodes + b".")
 
 
+def test_bytes_in_old_pickles_are_latin_1_or_refused():
+    data = b"\x80\x02c_codecs\nencode\nX\x02\x00\x00\x00\xc3\xa9X\x04\x00\x00\x00utf8\x86R."
+    with pytest.raises(ValueError, match="not written as Latin-1"):
+        read_pickle(data)
+    assert read_pickle(data.replace(b"X\x04\x00\x00\x00utf8", b"X\x06\x00\x00\x00latin1")) == b"\xe9"
+
+
+def test_a_jax_array_is_made_from_a_numpy_array_or_refused():
+    made = b"cnumpy.core.multiarray\nscalar\n(cnumpy\nndarray\nK\x00\x85C\x01bt)"
+    with pytest.raises(ValueError, match="not made from a NumPy array"):
+        read_pickle(b"\x80\x02cjax._src.array\n_reconstruct_array\n(" + made + b"tR.")
+
+
+def test_a_storage_that_the_file_cannot_hold_is_refused_before_pytorch_makes_room(tmp_path, monkeypatch):
+    (tmp_path / "pytorch_model.bin").write_bytes(legacy_with_storage(2**20))
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("torch.load was reached"))
+    with pytest.raises(ValueError, match="1,048,576 elements, more than the file can hold"):
+        torch_files.read_tensors(tmp_path / "pytorch_model.bin")
+
+
 def test_opcodes_are_counted():
     with pytest.raises(ValueError, match="more than 1,000,000 opcodes"):
         read_pickle(b"\x80\x02(" + b"N" * 10**6 + b"t.")
@@ -498,3 +518,9 @@ def test_either_of_both_guards_alone_keeps_a_pytorch_file_from_running(tmp_path,
     with pytest.raises(ValueError, match="is refused"):
         torch_files.read_tensors(tmp_path / "pytorch_model.bin")
     assert not (tmp_path / "was_here").exists()
+
+
+def test_tensors_that_claim_more_than_their_file_holds_are_refused(tmp_path):
+    torch.save({"x": torch.zeros(1).expand(2**40)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="its tensors claim 4,398,046,511,104"):
+        torch_files.read_tensors(tmp_path / "pytorch_model.bin")

@@ -114,7 +114,7 @@ def newest(tmp_path_factory):
     return folder / "out"
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_flat_weights_in_the_pickle(newest, tmp_path, protocol):
     source = write_flat(tmp_path / "source", random_weights(AXIAL), settings(), protocol)
     convert(source, tmp_path / "out")

@@ -1,0 +1,49 @@
+"""Every card in `model_cards/` can be read by the Hub and describes a model that can be built."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from hf_reformer import ReformerConfig, ReformerModelWithLMHead
+
+FOLDER = Path(__file__).parent.parent / "model_cards"
+CARDS = sorted(path for path in FOLDER.glob("*.md") if path.name != "README.md")
+ROW = re.compile(r"^\| `(\w+)` \| `(.+)` \|$", re.MULTILINE)
+
+
+def config_of(card):
+    table = card.text.split("## Configuration")[1].split("\n## ")[0]
+    return ReformerConfig(**{name: json.loads(value) for name, value in ROW.findall(table)})
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_the_header_parses(path):
+    card = ModelCard.load(path)
+    assert card.data.pipeline_tag == "text-generation" and card.data.library_name == "transformers"
+    assert card.data.base_model == f"google/{path.stem}"
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_the_configuration_makes_the_model_that_the_card_describes(path):
+    card = ModelCard.load(path)
+    config = config_of(card)
+    with torch.device("meta"):
+        model = ReformerModelWithLMHead(config)
+    stated = re.search(r"([\d,]+) parameters", card.text)[1]
+    assert stated == f"{sum(p.numel() for p in model.parameters()):,}"
+    assert f"{config.maximum_length:,}" in card.text
+    assert config.attn_layers.count("lsh") == 3 and config.is_decoder
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_the_card_says_whose_numbers_these_are(path):
+    assert "numbers on this card are the original's" in ModelCard.load(path).text
+
+
+def test_the_folder_lists_its_cards():
+    listed = set(re.findall(r"\]\((.+\.md)\)", (FOLDER / "README.md").read_text()))
+    assert listed == {path.name for path in CARDS} and len(CARDS) >= 2
