@@ -480,3 +480,36 @@ def test_what_is_read_of_the_history_does_not_grow_with_it(monkeypatch):
         read.clear()
         feed(model, tokens(config, 1, 220), [1], None, cache)
         assert read == [1 + 4, 3 * 6]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["all real", "left padding"])
+@pytest.mark.parametrize("kind", [*UNPUBLISHED, "local", "lsh"])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_last_layer_works_on_what_is_kept_of_a_prompt_alone(kind, padded, keep, monkeypatch):
+    """Logits equal the full forward's, and so do those of the tokens that follow, where they do anyway."""
+    monkeypatch.setattr("hf_reformer.layers.WORTH_REUSING", 1)
+    model = build(tiny_config(["strict_local", "strict_lsh", kind]))
+    input_ids, given = tokens(model.config, 2, 43), []
+    mask = torch.ones_like(input_ids)
+    mask[1, : 5 * padded] = 0
+    feed_forward = model.reformer.encoder.layers[-1].feed_forward.dense
+    chunk = type(feed_forward).forward
+
+    def counted(self, hidden_states):
+        given.append(hidden_states.shape[1] if self is feed_forward else 0)
+        return chunk(self, hidden_states)
+
+    monkeypatch.setattr(type(feed_forward), "forward", counted)
+    with torch.no_grad():
+        expected = model(input_ids, attention_mask=mask).logits[:, -keep:]
+        given.clear()
+        output = model(input_ids, attention_mask=mask, use_cache=True, logits_to_keep=keep)
+    all_attend = padded and kind in ("local", "lsh")
+    assert sum(given) == (43 if all_attend else keep)
+    torch.testing.assert_close(output.logits, expected, rtol=0, atol=1e-10)
+    if kind in UNPUBLISHED:
+        more = tokens(model.config, 2, 2, seed=9)
+        with torch.no_grad():
+            after = model(more, attention_mask=torch.ones(2, 45), past_key_values=output.past_key_values).logits
+            whole = model(torch.cat([input_ids, more], 1), attention_mask=torch.cat([mask, torch.ones(2, 2)], 1)).logits
+        torch.testing.assert_close(after, whole[:, -2:], rtol=0, atol=1e-10)

@@ -58,9 +58,14 @@ class ReformerSelfAttention(nn.Module):
         vectors = {n: getattr(self, n)(hidden_states).unflatten(-1, (self.heads, -1)) for n in self.projections}
         return vectors.get("query", vectors.get("query_key")), vectors.get("key"), vectors["value"]
 
-    def forward(self, vectors, cache=None, rotations=None, output_attentions=False, **arguments):
+    def forward(self, vectors, cache=None, rotations=None, output_attentions=False, keep_last=0, **arguments):
         """Queries, keys and values as `project` gives them -> `SelfAttentionOutput`. A `cache` (a layer of
-        `ReformerCache`) is added to; what it holds already stands before the L tokens."""
+        `ReformerCache`) is added to; what it holds already stands before the L tokens. With `keep_last` the empty cache
+        takes in all tokens, and only so many of them, the last, attend."""
+        if keep_last:
+            first, last = zip(*((None, None) if x is None else _split(x, keep_last) for x in vectors), strict=True)
+            cache.fill(self, *first, rotations, None)
+            return self.forward(last, cache, rotations)
         if cache is not None and cache.get_seq_length() > 0:
             attended, probabilities = cache.attend(self, *vectors, rotations)
             return SelfAttentionOutput(attended.flatten(2), None, probabilities if output_attentions else None)
@@ -226,6 +231,11 @@ ATTENTION_CLASSES = {
     "full": FullSelfAttention,
     "full_shared_qk": FullSharedQKSelfAttention,
 }
+
+
+def _split(x_BLHD, count):
+    """All tokens but the last `count`, and those."""
+    return x_BLHD.split([x_BLHD.shape[1] - count, count], dim=1)
 
 
 def _pad(x_BLHD, length):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
-from .configuration_reformer import LOCAL_LAYERS
+from .configuration_reformer import LOCAL_LAYERS, PUBLISHED_LAYERS
 from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
@@ -108,13 +108,22 @@ class ReformerLayer(nn.Module):
         self.feed_forward = ReformerFeedForward(config)
 
     def forward(
-        self, x1, x2, real_tokens=None, num_hashes=None, output_attentions=False, tape=None, cache=None, overwrite=False
+        self,
+        x1,
+        x2,
+        real_tokens=None,
+        num_hashes=None,
+        output_attentions=False,
+        tape=None,
+        cache=None,
+        overwrite=False,
+        keep_last=0,
     ):
         """(B, L, hidden) twice -> the same twice, and the attention probabilities or None.
 
         With a `tape` nothing is kept for backward (`config.reversible`). A `cache` (a layer of `ReformerCache`) holds the
-        tokens before these, and the rotations they were hashed with. `overwrite`: without gradients, what is returned may
-        stand in the memory of x1 and x2.
+        tokens before these, and the rotations they were hashed with. Without gradients, with `overwrite` what is returned
+        may stand in the memory of x1 and x2, and with `keep_last` it is (B, keep_last, hidden), the last tokens alone.
         """
         num_hashes = self.num_hashes if num_hashes is None else num_hashes
         rotations = None if cache is None else cache.rotations
@@ -129,12 +138,13 @@ class ReformerLayer(nn.Module):
             attended = self.attention(x2, cache=cache, **arguments)
             y1 = x1 + attended.hidden_states
             return y1, x2 + self.feed_forward(y1), attended.attentions
-        return self._without_gradient(x1, x2, overwrite, cache=cache, **arguments)
+        return self._without_gradient(x1, x2, overwrite, keep_last, cache=cache, **arguments)
 
-    def _without_gradient(self, x1, x2, overwrite, **arguments):
+    def _without_gradient(self, x1, x2, overwrite, keep_last, **arguments):
         """The same with pieces that stay in cache, in the streams' own memory where that may be written over."""
         step = self.feed_forward.chunk_length(len(x2))
-        attended = self.attention(x2, project_output=False, **arguments)
+        attended = self.attention(x2, project_output=False, keep_last=keep_last, **arguments)
+        x1, x2 = (x[:, -keep_last:] for x in (x1, x2))
         y1 = add_half(self.attention.output, attended.hidden_states, x1, step, x1 if overwrite else None)
         return y1, add_half(self.feed_forward, y1, x2, step, x2 if overwrite else None), attended.attentions
 
@@ -171,11 +181,15 @@ class ReformerEncoder(nn.Module):
         self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, output_hidden_states=False, output_attentions=False, cache=None, **arguments):
-        """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then."""
+    def forward(
+        self, hidden_states, output_hidden_states=False, output_attentions=False, cache=None, keep_last=0, **arguments
+    ):
+        """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then. `keep_last`: only so many
+        tokens, the last, of `last_hidden_state` (0: all)."""
         tape = Tape(output_hidden_states) if self.reversible and torch.is_grad_enabled() and not tracing() else None
         y1 = y2 = as_streams(hidden_states, tape)
-        overwrite = not output_hidden_states and hidden_states.numel() >= WORTH_REUSING and not _is_watched(self.layers)
+        sparing = not output_hidden_states and hidden_states.numel() >= WORTH_REUSING and not _is_watched(self.layers)
+        ends_early = sparing and not output_attentions and self._ends_early(y1, keep_last, cache, **arguments)
         all_hidden_states, attentions = [y2], []
         for index, layer in enumerate(self.layers):
             if cache is not None:
@@ -186,18 +200,27 @@ class ReformerEncoder(nn.Module):
                 y2,
                 tape=tape,
                 output_attentions=output_attentions,
-                overwrite=overwrite and index > 0,
+                overwrite=sparing and index > 0,
+                keep_last=keep_last if ends_early and layer is self.layers[-1] else 0,
                 **arguments,
             )
             if tape is not None and (output_hidden_states or layer is self.layers[-1]):
                 y1, y2 = anchor(tape, y1, y2)
             all_hidden_states += [y2] if output_hidden_states else []
             attentions.append(probabilities)
+        y1, y2 = y1[:, -keep_last:], y2[:, -keep_last:]
         return EncoderOutput(
             self._normed(y1, y2),
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )
+
+    def _ends_early(self, stream, keep_last, cache, real_tokens=None, **unused):
+        """Whether the last layer may take a first piece into its cache and go on with the last tokens alone: nobody asks for
+        the others, and these attend as the full forward lets them (with padding, those of a published layer may not)."""
+        kind = self.layers[-1].attention.self_attention.layer_type
+        first = cache is not None and cache.layers[-1].get_seq_length() == 0
+        return first and 0 < keep_last < stream.shape[1] and (real_tokens is None or kind not in PUBLISHED_LAYERS)
 
     def _normed(self, y1, y2):
         batch, _, hidden = y1.shape

@@ -117,6 +117,7 @@ class ReformerModel(ReformerPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        keep_last: int = 0,
         **kwargs,
     ) -> ReformerModelOutput:
         """Both streams after the last layer.
@@ -135,6 +136,8 @@ class ReformerModel(ReformerPreTrainedModel):
             output_hidden_states: hand out the second stream below, between and above the layers, (B, L, hidden) each.
             output_attentions: hand out the probabilities, without gradient: (B, H, chunks of all rounds, chunk length,
                 window) or, of layers that do not chunk, (B, H, L, L).
+            keep_last: only so many positions, the last, of `last_hidden_state`; 0: all. Reading a prompt into a cache, the
+                last layer then works on these alone.
 
         Raises:
             ValueError: for inputs of a wrong shape or range.
@@ -163,6 +166,7 @@ class ReformerModel(ReformerPreTrainedModel):
                 ),
                 output_attentions=config.output_attentions if output_attentions is None else output_attentions,
                 cache=cache,
+                keep_last=keep_last,
             )
         return ReformerModelOutput(
             last_hidden_state=encoded.last_hidden_state,
@@ -301,6 +305,9 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             use_cache=False if use_cache is None and not (labels is None and shift_labels is None) else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            keep_last=logits_to_keep
+            if isinstance(logits_to_keep, int) and labels is None and shift_labels is None
+            else 0,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
