@@ -6,16 +6,17 @@ HF_ENDPOINT, HF_HOME and HF_TOKEN are in the environment.
 import json
 import tempfile
 
+import numpy as np
 import torch
 import transformers
 from helpers import build, tiny_config
 from huggingface_hub import HfApi, ModelCard, constants
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 import hf_reformer
-from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerModelWithLMHead
+from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerImageProcessor, ReformerModelWithLMHead
 
-REPOSITORY, TRAINED = "tester/strict", "tester/trained"
+REPOSITORY, TRAINED, IMAGES = "tester/strict", "tester/trained", "tester/images"
 
 
 def say(step, **values):
@@ -46,25 +47,26 @@ def push():
     other.push_to_hub(REPOSITORY, revision="other")
     say("pushed", logits=logits(model), other=logits(other))
     ReformerConfig._auto_class = ReformerModelWithLMHead._auto_class = None
-    train(api)
+    train(api, TRAINED, ReformerByteTokenizer(), "trained")
+    train(api, IMAGES, ReformerImageProcessor(size={"height": 3, "width": 5}, token_offset=2), "trained on images")
     try:
         make_model().push_to_hub(REPOSITORY, token="hf_wrong")
     except Exception as error:
         say("refused", error=f"{type(error).__name__}: {error}")
 
 
-def train(api):
-    """Two steps of Trainer that push checkpoints, then the end result with its card."""
+def train(api, repository, processor, step):
+    """Two steps of Trainer that push checkpoints, then the end result with its card and tokenizer or image processor."""
     rows = [{"input_ids": list(range(10)), "labels": list(range(10))}] * 4
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, push_to_hub=True, hub_model_id=TRAINED, max_steps=2, save_steps=1, hub_strategy="checkpoint",
+            folder, push_to_hub=True, hub_model_id=repository, max_steps=2, save_steps=1, hub_strategy="checkpoint",
             per_device_train_batch_size=2, report_to=[], disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        trainer = Trainer(make_model(), arguments, train_dataset=rows, processing_class=ReformerByteTokenizer())
+        trainer = Trainer(make_model(), arguments, train_dataset=rows, processing_class=processor)
         trainer.train()
         trainer.push_to_hub()
-        say("trained", logits=logits(trainer.model))
+        say(step, logits=logits(trainer.model))
 
 
 def pull():
@@ -76,6 +78,9 @@ def pull():
     trained = AutoModelForCausalLM.from_pretrained(TRAINED)
     say("pulled trained", logits=logits(trained), type=type(trained).__name__)
     say("tokenizer", ids=AutoTokenizer.from_pretrained(REPOSITORY)("é").input_ids)
+    images = AutoImageProcessor.from_pretrained(IMAGES)
+    say("image processor", type=type(images).__name__, ids=images(np.zeros((3, 5), np.uint8))["input_ids"][0].tolist())
+    say("pulled with images", logits=logits(AutoModelForCausalLM.from_pretrained(IMAGES)))
     generator = pipeline("text-generation", model=REPOSITORY)
     say("pipeline", text=generator("ab", max_new_tokens=3, do_sample=False)[0]["generated_text"])
     try:

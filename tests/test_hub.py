@@ -71,6 +71,16 @@ def test_trainer_pushes_checkpoints_and_result(hub):
     assert said["pulled trained"]["type"] == "ReformerModelWithLMHead"
 
 
+def test_an_image_processor_is_pushed_with_checkpoint_and_result_and_pulled_by_name(hub):
+    server, said = hub
+    files = server.files("tester/images")
+    assert {"preprocessor_config.json", "last-checkpoint/preprocessor_config.json", "model.safetensors"} <= files.keys()
+    assert said["image processor"] == {
+        "step": "image processor", "type": "ReformerImageProcessor", "ids": [2] * 45,
+    }  # fmt: skip
+    assert said["pulled with images"]["logits"] == said["trained on images"]["logits"]
+
+
 def test_tokenizer_and_pipeline_by_name(hub):
     _, said = hub
     assert said["tokenizer"]["ids"] == [0xC3 + 2, 0xA9 + 2]

@@ -16,7 +16,13 @@ from helpers import build, tiny_config
 from transformers import AutoModelForCausalLM
 
 import hf_reformer
-from hf_reformer import configuration_reformer, heads, modeling_reformer, tokenization_reformer
+from hf_reformer import (
+    configuration_reformer,
+    heads,
+    image_processing_reformer,
+    modeling_reformer,
+    tokenization_reformer,
+)
 
 SCRIPT = Path(__file__).parent / "without_package.py"
 PACKAGE = Path(hf_reformer.__file__).parent
@@ -24,10 +30,9 @@ PUBLISHED, STRICT = ["local", "lsh"], ["strict_local", "strict_lsh"]
 
 
 def modules_that_travel():
-    """The files of configuration, models and tokenizer, and every sibling that they reach."""
-    pending = [
-        Path(module.__file__) for module in (configuration_reformer, modeling_reformer, heads, tokenization_reformer)
-    ]
+    """The files of configuration, models, tokenizer and image processor, and every sibling that they reach."""
+    roots = (configuration_reformer, modeling_reformer, heads, tokenization_reformer, image_processing_reformer)
+    pending = [Path(module.__file__) for module in roots]
     found = {}
     while pending:
         path = pending.pop()
@@ -67,10 +72,11 @@ ALL = {"AutoModelForCausalLM": hf_reformer.ReformerModelWithLMHead, **ENCODERS}
 def registered():
     """`register_for_auto_class` on the configuration and the classes, undone afterwards."""
     hf_reformer.ReformerConfig.register_for_auto_class()
+    hf_reformer.ReformerImageProcessor.register_for_auto_class()
     for name, cls in ALL.items():
         cls.register_for_auto_class(name)
     yield
-    for cls in (hf_reformer.ReformerConfig, *ALL.values()):
+    for cls in (hf_reformer.ReformerConfig, hf_reformer.ReformerImageProcessor, *ALL.values()):
         cls._auto_class = None
 
 
@@ -102,8 +108,12 @@ def loaded(registered, tmp_path_factory):
         for trust in (False, True)
         for kind in models
     ]
-    answers = answers_without_package(jobs, folder / "home")
-    return {kind: (folder / kind, model, answers[i], answers[2 + i]) for i, (kind, model) in enumerate(models.items())}
+    hf_reformer.ReformerImageProcessor(do_resize=False, token_offset=2).save_pretrained(folder / "images")
+    jobs.append((str(folder / "images"), "AutoImageProcessor", True, 7, 0))
+    *answers, images = answers_without_package(jobs, folder / "home")
+    return {"images": images} | {
+        kind: (folder / kind, model, answers[i], answers[2 + i]) for i, (kind, model) in enumerate(models.items())
+    }
 
 
 def expected(model):
@@ -145,6 +155,11 @@ def test_where_the_package_is_imported_its_code_wins(loaded):
     for trust in (None, False, True):
         model = AutoModelForCausalLM.from_pretrained(loaded["strict"][0], trust_remote_code=trust)
         assert type(model) is hf_reformer.ReformerModelWithLMHead
+
+
+def test_the_code_of_the_image_processor_travels_too(loaded):
+    assert loaded["images"]["class"].startswith("transformers_modules.")
+    assert loaded["images"]["output"] == list(range(2, 107))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Run as a script: loads checkpoints in a process in which `hf_reformer` cannot be imported; prints a line of JSON each.
 
-`python without_package.py JOBS`: a JSON list of [checkpoint, auto class, trust_remote_code, length, new tokens].
+`python without_package.py JOBS`: a JSON list of [checkpoint, auto class, trust_remote_code, length, new tokens]; with
+AutoImageProcessor the length is the height of an image whose values count up.
 """
 
 import json
@@ -35,7 +36,18 @@ def answer(checkpoint, auto_class, trust, length, new_tokens):
     return result
 
 
+def tokens_of_image(checkpoint, auto_class, trust, height, _):
+    import numpy
+    import transformers
+
+    processor = getattr(transformers, auto_class).from_pretrained(checkpoint, trust_remote_code=trust)
+    image = numpy.arange(height * 5 * 3, dtype=numpy.uint8).reshape(height, 5, 3)
+    name = f"{type(processor).__module__}.{type(processor).__name__}"
+    return {"class": name, "output": processor(image)["input_ids"][0].tolist()}
+
+
 if __name__ == "__main__":
     sys.meta_path.insert(0, NoPackage)
     for job in json.loads(sys.argv[1]):
-        print("ANSWER " + json.dumps(answer(*job)), flush=True)
+        respond = tokens_of_image if job[1] == "AutoImageProcessor" else answer
+        print("ANSWER " + json.dumps(respond(*job)), flush=True)
