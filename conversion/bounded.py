@@ -87,11 +87,11 @@ def regular_file_size(path):
 
 
 def read_text(path):
-    """A small UTF-8 text file."""
+    """A small UTF-8 text file, with or without a byte order mark."""
     if regular_file_size(path) > MAX_TEXT:
         raise ValueError(f"{path} is larger than {MAX_TEXT:,} bytes, too large for a configuration.")
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
 

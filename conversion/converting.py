@@ -115,7 +115,10 @@ def read_transformers(path, config):
     """transformers' checkpoint, or ours."""
     fields, tensors = read_json(config), read_tensors(path)
     model_class, our_config, tensors = transformers_format.to_ours(fields, tensors, path)
-    return Checkpoint(model_class, our_config, tensors, f"{path.name} in the layout of transformers")
+    types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    tensors, dtype = _one_dtype(tensors)
+    notes = [f"weights of {', '.join(types)} are all {dtype} now"] if len(types) > 1 else []
+    return Checkpoint(model_class, our_config, tensors, f"{path.name} in the layout of transformers", notes)
 
 
 def read_trax_language_model(path, config_path, max_length=None):
@@ -126,6 +129,7 @@ def read_trax_language_model(path, config_path, max_length=None):
         config = _trax_config_of_ours(hf_reformer.ReformerConfig.from_dict(fields))
     else:
         config = trax_config.from_json(fields) if fields else trax_config.from_gin(parse_gin(read_text(config_path)))
+    notes += [f"the configuration includes {name}, which was not read" for name in config.not_read]
     shapes = [tuple(array.shape) for array in file.arrays]
     arch = trax_language_model.architecture_of(shapes, config, path)
     notes += [
@@ -259,8 +263,7 @@ def _sentencepiece(path, length):
 def write_ours(folder, model, tokenizer, checkpoint, fingerprint_, title):
     """Weights, configurations, tokenizer and card."""
     if isinstance(tokenizer, list):
-        for path in tokenizer:
-            shutil.copyfile(path, folder / path.name)
+        copy_tokenizer(tokenizer, folder)
     elif tokenizer is not None:
         tokenizer.save_pretrained(folder)
         if tokenizer.eos_token_id is not None and "Trax" in checkpoint.origin:
@@ -273,6 +276,16 @@ def write_ours(folder, model, tokenizer, checkpoint, fingerprint_, title):
     (folder / "README.md").write_text(card, encoding="utf-8")
     for path in folder.iterdir():
         path.chmod((folder / "config.json").stat().st_mode)  # safetensors writes files that only the owner can read
+
+
+def copy_tokenizer(files, folder):
+    """As they are, but for references to code (`auto_map`), which is not copied."""
+    for path in files:
+        if path.name == "tokenizer_config.json":
+            fields = {name: value for name, value in read_json(path).items() if name != "auto_map"}
+            (folder / path.name).write_text(json.dumps(fields, indent=2) + "\n")
+        else:
+            shutil.copyfile(path, folder / path.name)
 
 
 def rewrite_config(folder, config):

@@ -3,8 +3,12 @@
     name = value                     a macro, used as %name
     scope/module.Class.name = value  a parameter of a configurable class; its module is ignored
 
-Values are Python literals, `@references` and `%macros`, also inside lists, tuples and dictionaries. The operative
-configurations that Trax writes beside a checkpoint are of this form.
+    import module                    skipped; so is `from module import name`
+    include 'file'                   remembered, not followed
+
+Anything else is an error: a binding that is overlooked would be a wrong model. Values are Python literals, `@references` and
+`%macros`, also inside lists, tuples and dictionaries. The operative configurations that Trax writes beside a checkpoint are
+of this form.
 """
 
 import re
@@ -21,7 +25,10 @@ TOKEN = re.compile(
       | (?P<mark>[\[\](){},:])""",
     re.VERBOSE,
 )
-BINDING = re.compile(r"^(?P<name>[A-Za-z_][\w./]*)[ \t]*=(?!=)", re.MULTILINE)
+BINDING = re.compile(r"(?P<name>[A-Za-z_][\w./]*)[ \t]*=(?!=)")
+SKIPPED = re.compile(r"(?:import|from)[ \t][^\n]*|include[ \t]+(?P<quote>['\"])(?P<file>[^'\"\n]*)(?P=quote)")
+BLANK = re.compile(r"(?:\s|\\\n)*")
+REST_OF_LINE = re.compile(r"[ \t\r]*(?:\n|\Z)")
 CONSTANTS = {"True": True, "False": False, "None": None}
 
 
@@ -41,8 +48,8 @@ class Macro(NamedTuple):
 class Bindings:
     """`get(configurable, parameter)` looks a value up, in a scope first where one is given; macros are filled in."""
 
-    def __init__(self, values):
-        self._values = values
+    def __init__(self, values, includes=()):
+        self._values, self.includes = values, includes
 
     def get(self, configurable, parameter, default=None, scope=""):
         for key in ((scope, configurable, parameter), ("", configurable, parameter)):
@@ -69,18 +76,38 @@ def parse_gin(text):
     """The bindings of a gin file; later ones win. Tuples come back as lists.
 
     Raises:
-        ValueError: for a value that is no literal, reference or macro; it names the binding.
+        ValueError: for a line that is no binding, and for a value that is no literal, reference or macro; it names them.
     """
-    values, text = {}, _without_comments(text)
-    for match in BINDING.finditer(text):
-        scope, _, name = match["name"].rpartition("/")
-        parts = name.split(".")
-        key = (scope, parts[-2] if len(parts) > 1 else "", parts[-1])
-        try:
-            values[key] = _Value(text, match.end()).parse()
-        except ValueError as error:
-            raise ValueError(f"the gin binding `{match['name']}`: {error}") from error
-    return Bindings(values)
+    values, includes, text, position = {}, [], _without_comments(text), 0
+    while (position := BLANK.match(text, position).end()) < len(text):
+        if skipped := SKIPPED.match(text, position):
+            includes += [skipped["file"]] if skipped["file"] else []
+            position = skipped.end()
+        elif binding := BINDING.match(text, position):
+            key = _key(binding["name"])
+            values[key], position = _value_at(text, binding)
+        if not (skipped or binding) or not (line_end := REST_OF_LINE.match(text, position)):
+            found = text[position : position + 60].split("\n")[0]
+            line = text.count("\n", 0, position) + 1
+            raise ValueError(f"line {line} of the gin configuration: {found!r} is not a binding.")
+        position = line_end.end()
+    return Bindings(values, tuple(includes))
+
+
+def _key(name):
+    """(scope, class, parameter)."""
+    scope, _, name = name.rpartition("/")
+    parts = name.split(".")
+    return scope, parts[-2] if len(parts) > 1 else "", parts[-1]
+
+
+def _value_at(text, binding):
+    """The value of a binding and where it ends."""
+    value = _Value(text, binding.end())
+    try:
+        return value.parse(), value.position
+    except ValueError as error:
+        raise ValueError(f"the gin binding `{binding['name']}`: {error}") from error
 
 
 def _without_comments(text):

@@ -33,8 +33,9 @@ OURS_ONLY = ("reversible", "allow_duplicate_attention")
 
 def model_class_of(config_fields, names):
     """The class that a checkpoint was saved from: `architectures`, else what the names of its tensors say."""
-    for architecture in config_fields.get("architectures") or ():
-        if architecture in CLASSES:
+    architectures = config_fields.get("architectures")
+    for architecture in architectures if isinstance(architectures, list) else ():
+        if isinstance(architecture, str) and architecture in CLASSES:
             return CLASSES[architecture]
     if any(name.startswith("lm_head.") for name in names):
         decoder = config_fields.get("is_decoder", False)
@@ -76,6 +77,8 @@ def to_ours(config_fields, tensors, where):
     config = our_config(config_fields)
     limits.check_layers(config, tensors, where)
     match_by_name(entries_of(model_class, config), tensors, where)
+    wrong = [f"{name} is of {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    check(wrong, where)
     return model_class, config, tensors
 
 

@@ -4,7 +4,7 @@ JSON: {"model": arguments of `ReformerLM`, "attention": [{"type": "local" or "ls
 "length": training length}; the attention entries are repeated up to the number of layers, as Trax does.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .gin import Bindings, Reference
 
@@ -58,6 +58,7 @@ class TraxConfig:
     pos_type: str | None = None
     bases: tuple[int, ...] = (11, 13, 14, 15)
     sizes: dict = field(default_factory=dict)  # vocab_size, d_model, ... as far as given
+    not_read: tuple[str, ...] = ()  # files that a gin configuration includes
 
 
 def from_json(settings):
@@ -94,7 +95,8 @@ def from_gin(bindings: Bindings):
     said = {name: bindings.get("ReformerLM", name) for name in names}
     bases = bindings.get("FixedBasePositionalEncoding", "bases")
     length = bindings.get("batcher", "max_eval_length")
-    return _config({k: v for k, v in said.items() if v is not None}, attention, length, bases)
+    made = _config({k: v for k, v in said.items() if v is not None}, attention, length, bases)
+    return replace(made, not_read=bindings.includes)
 
 
 def _attention_of_gin(bindings, reference):

@@ -84,6 +84,75 @@ def test_two_biases_that_differ_are_an_error(model, tmp_path):
         convert(source, tmp_path / "out")
 
 
+def save_changed(folder, model, change, **fields):
+    """pytorch_model.bin with every tensor changed by `change(index, tensor)`, and a configuration with other fields."""
+    folder.mkdir()
+    tensors = {name: change(i, tensor) for i, (name, tensor) in enumerate(model.state_dict().items())}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict() | fields))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_types_stay_as_stored(model, tmp_path, dtype):
+    convert(save_changed(tmp_path / "old", model, lambda _, tensor: tensor.to(dtype)), tmp_path / "out")
+    new = safetensors.torch.load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(new[name], tensor.to(dtype)) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_several_types_take_the_widest_with_a_note(model, tmp_path):
+    source = save_changed(tmp_path / "old", model, lambda i, tensor: tensor.half() if i % 2 else tensor)
+    report = convert(source, tmp_path / "out")
+    assert report.notes == ["weights of torch.float16, torch.float32 are all torch.float32 now"]
+
+
+def test_weights_of_integers_are_refused_by_name(model, tmp_path):
+    source = save_changed(tmp_path / "old", model, lambda i, tensor: tensor.long() if i < 2 else tensor)
+    with pytest.raises(ValueError, match=r"2 problems: reformer.embeddings.word_embeddings.weight is of torch.int64"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("architectures", [None, 5, [5], "ReformerModel", []])
+def test_architectures_that_name_nothing_leave_it_to_the_weights(model, tmp_path, architectures):
+    source = save_changed(tmp_path / "old", model, lambda _, tensor: tensor, architectures=architectures)
+    convert(source, tmp_path / "out")
+    fields = json.loads((tmp_path / "out/config.json").read_text())
+    assert fields["architectures"] == ["ReformerModelWithLMHead"]
+
+
+def test_a_reference_to_code_elsewhere_stays_behind(model, tmp_path):
+    code = {"AutoModelForCausalLM": "somebody/else--modeling_reformer.ReformerModelWithLMHead"}
+    source = save_changed(tmp_path / "old", model, lambda _, tensor: tensor, auto_map=code)
+    hf_reformer.ReformerByteTokenizer(model_max_length=77).save_pretrained(source)
+    path = source / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["somebody/else--t.T", None]}})
+    )
+    convert(source, tmp_path / "out")
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "out" / name).read_text())
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 77
+
+
+def test_a_quantised_checkpoint_is_refused(model, tmp_path):
+    source = save_changed(tmp_path / "old", model, lambda _, tensor: tensor, quantization_config={"load_in_8bit": True})
+    with pytest.raises(ValueError, match="quantised"):
+        convert(source, tmp_path / "out")
+
+
+def test_pytorch_shards(model, tmp_path):
+    names = list(model.state_dict())
+    files = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+    source = save_changed(tmp_path / "old", model, lambda _, tensor: tensor)
+    (source / "pytorch_model.bin").unlink()
+    for file in set(files.values()):
+        torch.save({name: model.state_dict()[name] for name in names if files[name] == file}, source / file)
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    convert(source, tmp_path / "out")
+    new = hf_reformer.ReformerModelWithLMHead.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits_of(new), logits_of(model))
+
+
 def test_everything_that_does_not_fit_is_listed(model, tmp_path):
     source = write_of_2020(tmp_path / "old", model, surplus=torch.zeros(2), another=torch.zeros(3))
     state = torch.load(source / "pytorch_model.bin", weights_only=True)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_close, inject_rotations
 from hf_reformer.conversion import convert
+from hf_reformer.conversion.gin import parse_gin
 from hf_reformer.conversion.trax_files import read_trax
 from hf_reformer.conversion.trax_language_model import automatic_buckets
 from trax_checkpoints import (
@@ -300,6 +301,33 @@ def test_a_gin_file_beside_the_checkpoint_is_read(tmp_path):
     assert configs[0] == configs[1]
     assert configs[0]["num_buckets"] == [4, 8]
     assert configs[0]["layer_norm_eps"] == 1e-6
+
+
+def test_a_byte_order_mark_hides_no_binding(tmp_path):
+    gin = "\ufeffSelfAttention.chunk_len = 4\nLSHSelfAttention.chunk_len = 6\nLSHSelfAttention.n_buckets = 4\n"
+    gin += "ReformerLM.attention_type = [@SelfAttention, @LSHSelfAttention]\n"
+    convert(write_newest(tmp_path / "source", random_weights(AXIAL), gin), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["attn_layers"] == ["local", "lsh"]
+
+
+def test_what_a_gin_file_includes_is_said_not_to_be_read(tmp_path):
+    report = convert(write_newest(tmp_path / "source", random_weights(AXIAL), GIN), tmp_path / "out")
+    assert "the configuration includes other.gin, which was not read" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("gin", "message"),
+    [
+        ("a = 1\nSelfAttention:\n  chunk_len = 4\n", "line 2.*'SelfAttention:'"),
+        ("a = 1\n\n# x\nSelfAttention.chunk_len 4\n", "line 4.*'SelfAttention.chunk_len 4'"),
+        ("a = 1 b = 2\n", "line 1.*'b = 2'|line 1.*' b = 2'"),
+        ("a = '''x\nReformerLM.d_model = 99\n'''\n", "line 1|`a`"),
+        ("a = 2 * 3", "line 1"),
+    ],
+)
+def test_no_line_of_a_gin_file_is_overlooked(gin, message):
+    with pytest.raises(ValueError, match=message):
+        parse_gin(gin)
 
 
 def test_shapes_win_over_the_configuration(newest, tmp_path):
