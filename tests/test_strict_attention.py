@@ -300,3 +300,12 @@ def test_a_strict_local_token_sees_exactly_the_latest_tokens_of_its_window(lengt
     expected = torch.zeros(length, dtype=torch.bool)
     expected[max(0, place - chunk * before) : place + 1] = True
     assert torch.equal(reached, expected)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_bidirectional_model_whose_strict_layers_look_back_only_says_so(after, monkeypatch):
+    said, fields = [], ["local_num_chunks_after", "lsh_num_chunks_after"]
+    monkeypatch.setattr("hf_reformer.modeling_reformer.logger.warning", said.append)
+    build(tiny_config(STRICT, is_decoder=False, **dict.fromkeys(fields, after)))
+    assert len(said) == (0 if after else 2)
+    assert all(f"`{field}` is 0" in message for field, message in zip(fields, said, strict=False))

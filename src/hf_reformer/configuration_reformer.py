@@ -167,6 +167,12 @@ class ReformerConfig(PreTrainedConfig):
         first = 2 ** math.ceil(math.log2(math.sqrt(buckets)))
         return [first, 2 * max(1, round(buckets / first / 2))]
 
+    def fields_that_hide_later_tokens(self) -> list[str]:
+        """Fields that are 0, as is the default, so that strict layers of a model that is not `is_decoder` look back only."""
+        kinds = {"local_num_chunks_after": "strict_local", "lsh_num_chunks_after": "strict_lsh"}
+        one_sided = [name for name, kind in kinds.items() if self.uses(kind) and getattr(self, name) == 0]
+        return [] if self.is_decoder else one_sided
+
     # --- checks ----------------------------------------------------------------------------------------------------
 
     def validate_reformer(self):

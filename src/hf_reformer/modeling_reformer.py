@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .caching import CachedTokens, ReformerCache
@@ -20,6 +20,8 @@ from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_
 from .positions import AxialPositionEmbeddings
 from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
+
+logger = logging.get_logger(__name__)
 
 
 class _OldCacheName:
@@ -94,6 +96,10 @@ class ReformerModel(ReformerPreTrainedModel):
 
     def __init__(self, config: ReformerConfig):
         super().__init__(config)
+        for name in config.fields_that_hide_later_tokens():
+            logger.warning(
+                f"`{name}` is 0: strict layers of this model, which is not `is_decoder`, see no later tokens."
+            )
         self.embeddings = ReformerEmbeddings(config)
         self.encoder = ReformerEncoder(config)
         self.post_init()
