@@ -28,8 +28,8 @@ ALONE = -0.5 * MASKED  # the logsumexp of a token that sees nothing lies below
 class Vectors(NamedTuple):
     """What one block works on. `rows`, `query_rows`: rows of its tokens, with and without the chunks around it."""
 
-    rows: torch.Tensor  # (n * U)
-    query_rows: torch.Tensor  # (n * G * M)
+    rows: torch.Tensor | slice  # (n * U)
+    query_rows: torch.Tensor | slice  # (n * G * M)
     shared: torch.Tensor | None  # (n, U, D), queries before they are normalised to keys
     q: torch.Tensor  # (n * G, M, D)
     k: torch.Tensor  # (n, U, D)
@@ -37,18 +37,38 @@ class Vectors(NamedTuple):
 
 
 def gather(q, k, v, layout, block):
-    rows = layout.rows(block)
-    query_rows = layout.middle(rows).reshape(-1)
-    shape, rows = (*rows.shape, -1), rows.reshape(-1)
+    rows, query_rows = layout.rows(block)
+    shape = (block.ring_end - block.ring, -1, v.shape[-1])
     working = torch.promote_types(v.dtype, torch.float32)
-    values = v.index_select(0, rows).view(shape).to(working)
+    values = take(v, rows).view(shape).to(working)
     if k is None:
-        shared = q.index_select(0, rows).view(shape).to(working)
+        shared = take(q, rows).view(shape).to(working)
         queries, keys = layout.middle(shared), unit_keys(shared)
     else:
-        shared, keys = None, k.index_select(0, rows).view(shape).to(working) * v.shape[-1] ** -0.5
-        queries = q.index_select(0, query_rows).to(working)
+        shared, keys = None, take(k, rows).view(shape).to(working) * v.shape[-1] ** -0.5
+        queries = take(q, query_rows).to(working)
     return Vectors(rows, query_rows, shared, queries.reshape(-1, layout.chunk_length, v.shape[-1]), keys, values)
+
+
+def take(x, rows):
+    """x[rows]; a view where `rows` is a slice."""
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+
+
+def put_(x, rows, values):
+    """x[rows] = values."""
+    if isinstance(rows, slice):
+        x[rows] = values
+    else:
+        x.index_copy_(0, rows, values)
+
+
+def add_(x, rows, values):
+    """x[rows] += values; a row that stands there twice gets both."""
+    if isinstance(rows, slice):
+        x[rows] += values
+    else:
+        x.index_add_(0, rows, values)
 
 
 def _inverse_norm(x):

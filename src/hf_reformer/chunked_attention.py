@@ -19,7 +19,19 @@ Shapes as in `layout.py`; matrices of tokens are (B * L * H, D), D head size.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .blocks import ALONE, EagerBlocks, Gradients, SdpaBlocks, alone, gather, sdpa_applies, unit_keys_backward
+from .blocks import (
+    ALONE,
+    EagerBlocks,
+    Gradients,
+    SdpaBlocks,
+    add_,
+    alone,
+    gather,
+    put_,
+    sdpa_applies,
+    take,
+    unit_keys_backward,
+)
 from .flex import FlexRings, flex_applies
 from .multiplicity import self_weight
 
@@ -84,12 +96,12 @@ def _forward(q, k, v, layout, dropout_mask, kernel):
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
         new_out, new_lse = kernel.forward(x, layout, block, dropout_mask)
-        lse_rounds[block.round].index_copy_(0, x.query_rows, new_lse)
+        put_(lse_rounds[block.round], x.query_rows, new_lse)
         if block.round > 0:
-            old_out, old_lse = out.index_select(0, x.query_rows), lse.index_select(0, x.query_rows)
+            old_out, old_lse = take(out, x.query_rows), take(lse, x.query_rows)
             new_out, new_lse = _merge(old_out, old_lse, new_out, new_lse)
-        out.index_copy_(0, x.query_rows, new_out)
-        lse.index_copy_(0, x.query_rows, new_lse)
+        put_(out, x.query_rows, new_out)
+        put_(lse, x.query_rows, new_lse)
     own = alone(lse)
     out.index_copy_(0, own, v.index_select(0, own).to(working) * self_weight(layout, working, own))
     return out, lse_rounds, lse
@@ -109,16 +121,16 @@ def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, ker
     grad_v.index_copy_(0, own, grad_out.index_select(0, own) * self_weight(layout, out.dtype, own))
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
-        y = Gradients(*(z.index_select(0, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))
+        y = Gradients(*(take(z, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))
         d_q, d_k, d_v = kernel.backward(x, layout, block, dropout_mask, y)
-        grad_v.index_add_(0, x.rows, d_v.flatten(0, 1))
+        add_(grad_v, x.rows, d_v.flatten(0, 1))
         if k is None:
             d_x = unit_keys_backward(x.shared, d_k)
             layout.middle(d_x).add_(d_q.view(layout.middle(d_x).shape))
-            grad_q.index_add_(0, x.rows, d_x.flatten(0, 1))
+            add_(grad_q, x.rows, d_x.flatten(0, 1))
         else:
-            grad_q.index_add_(0, x.query_rows, d_q.flatten(0, 1))
-            grad_k.index_add_(0, x.rows, d_k.flatten(0, 1).mul_(v.shape[-1] ** -0.5))
+            add_(grad_q, x.query_rows, d_q.flatten(0, 1))
+            add_(grad_k, x.rows, d_k.flatten(0, 1).mul_(v.shape[-1] ** -0.5))
     return tuple(None if g is None else g.to(v.dtype) for g in (grad_q, grad_k, grad_v))
 
 

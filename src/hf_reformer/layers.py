@@ -188,7 +188,8 @@ class ReformerEncoder(nn.Module):
         tokens, the last, of `last_hidden_state` (0: all)."""
         tape = Tape(output_hidden_states) if self.reversible and torch.is_grad_enabled() and not tracing() else None
         y1 = y2 = as_streams(hidden_states, tape)
-        sparing = not output_hidden_states and hidden_states.numel() >= WORTH_REUSING and not _is_watched(self.layers)
+        sparing = not (torch.is_grad_enabled() or tracing() or output_hidden_states)
+        sparing = sparing and hidden_states.numel() >= WORTH_REUSING and not _is_watched(self.layers)
         ends_early = sparing and not output_attentions and self._ends_early(y1, keep_last, cache, **arguments)
         all_hidden_states, attentions = [y2], []
         for index, layer in enumerate(self.layers):

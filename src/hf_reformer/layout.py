@@ -176,8 +176,17 @@ class Layout:
         return rings.index_select(1, torch.arange(start, end, device=rings.device) % rings.shape[1])
 
     def rows(self, block):
-        """(n, U) int64: rows of a block's tokens, see `ring_rows`."""
-        return self.take(self.ring_rows, block)
+        """Rows of a block's tokens, see `ring_rows`, with and without the chunks around: (n * U) and (n * G * M) int64.
+        Slices where a block is a piece of one ring whose tokens stand in their own order: they need no gathering."""
+        start, end = block.chunk - self.before, block.chunk_end + self.after
+        if self.order is None and block.ring_end == block.ring + 1 and start >= 0 and end <= self.chunks_per_round:
+            return self._slice(block.ring, start, end), self._slice(block.ring, block.chunk, block.chunk_end)
+        rows = self.take(self.ring_rows, block)
+        return rows.reshape(-1), self.middle(rows).reshape(-1)
+
+    def _slice(self, ring, chunk, chunk_end):
+        first = (ring // self.heads * self.length + chunk * self.chunk_length) * self.heads + ring % self.heads
+        return slice(first, first + (chunk_end - chunk) * self.chunk_length * self.heads, self.heads)
 
     def middle(self, per_block):
         """(n, U, ...) -> (n, G * M, ...): the block's own slots, without the chunks around them."""
@@ -186,13 +195,12 @@ class Layout:
 
     def windows(self, per_block):
         """(n, U, ...) -> (n * G, W, ...): each chunk with its neighbours. An overlapping view where n is 1, else a copy."""
-        per_block = per_block.contiguous()
         rings, slots = per_block.shape[:2]
         chunks = slots // self.chunk_length - self.window_chunks + 1
-        step = per_block.stride(1)
+        ring, step, *rest = per_block.stride()
         shape = (rings, chunks, self.chunk_length * self.window_chunks, *per_block.shape[2:])
-        strides = (slots * step, self.chunk_length * step, step, *per_block.stride()[2:])
-        return per_block.as_strided(shape, strides).flatten(0, 1)
+        strides = (ring, self.chunk_length * step, step, *rest)
+        return per_block.as_strided(shape, strides, per_block.storage_offset()).flatten(0, 1)
 
     def add_windows(self, per_window, like):
         """The transpose of `windows`: (n * G, W, D) -> (n, U, D), each slot the sum over the windows it stands in."""
