@@ -226,7 +226,7 @@ class ReformerEncoder(nn.Module):
     def _normed(self, y1, y2):
         batch, _, hidden = y1.shape
         step = MANY_TOKENS // batch or 1
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() or tracing()):
             step = fitting_tokens(y1, 2 * hidden, batch)
         return in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), step, y1, y2)
 

@@ -248,7 +248,7 @@ class _LanguageModel(ReformerPreTrainedModel):
         if labels is not None and self.training and chunk > 0:
             loss = chunked_token_cross_entropy(self.lm_head, hidden_states, labels, chunk, num_items_in_batch)
             return loss, None
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or tracing():
             parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
             logits = [self.lm_head(part) for part in parts]
             logits = torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]
