@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_reformer import cli
-from hf_reformer.training.build import model_config, needed_length, parameters_of, training_arguments
+from hf_reformer.training.build import build_model, model_config, needed_length, parameters_of, training_arguments
 from hf_reformer.training.recipes import load_recipe, recipe_names
 
 ALL = [
@@ -89,6 +89,21 @@ def test_the_schedule_of_crime_and_punishment_is_trax_warmup_times_cosine(tmp_pa
         assert rate(step) == pytest.approx(trax, rel=1e-6)
 
 
+def test_models_of_the_released_recipes_start_as_traxs_did():
+    recipe = load_recipe("enwik8", ["model.attn_layers=[local, lsh]", "model.num_hidden_layers=2"], smoke=True)
+    model = build_model(recipe, model_config(recipe), seed=0)
+    assert model.reformer.embeddings.word_embeddings.weight.detach().std() == pytest.approx(1, abs=0.02)
+    assert model.reformer.embeddings.position_embeddings.weights[1].detach().std() == pytest.approx(1, abs=0.05)
+    attention = model.reformer.encoder.layers[1].attention
+    for matrix in (
+        attention.self_attention.query_key.weight,
+        attention.output.dense.weight,
+        model.lm_head.decoder.weight,
+    ):
+        bound = (6 / sum(matrix.shape)) ** 0.5
+        assert 0.97 * bound < matrix.abs().max() <= bound
+
+
 def test_changes_win_over_smoke_and_smoke_over_the_recipe():
     full, smoke = load_recipe("text"), load_recipe("text", smoke=True)
     assert full.training["max_steps"] != smoke.training["max_steps"]
@@ -133,6 +148,7 @@ WRONG = {
     "model.attn_layers=[strict_lsh, lsh, full]": ["model.attn_layers", "num_hidden_layers"],
     "model.attn_layers=[none]": ["attn_layers", "strict_local"],
     "model.vocab_size=100": ["model.vocab_size is 100", "258"],
+    "model.initialisation=zeros": ["model.initialisation is 'zeros'", "trax, sinusoidal"],
     "model.dtype=int8": ["model.dtype is 'int8'", "bfloat16"],
     "model.is_decoder=false": ["model.is_decoder", "True"],
     "evaluation.samples=-1": ["evaluation.samples is -1", "at least 0"],

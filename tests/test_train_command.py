@@ -279,6 +279,7 @@ def test_evaluate_with_full_attention_and_with_more_rounds(runs, capsys):
     more = evaluate(capsys, model, "--set", "model.num_hashes=8")
     assert (plain["attn_layers"], full["attn_layers"], more["num_hashes"]) == (["strict_lsh"], ["full_shared_qk"], 8)
     assert len({plain["loss"], full["loss"], more["loss"]}) == 3
+    assert evaluate(capsys, model, "--set", "evaluation.num_hashes=8")["loss"] == more["loss"]
 
 
 def test_evaluate_measures_a_language_model_on_any_file(runs, tmp_path, capsys):

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, TrainingArguments
 
 from ..configuration_reformer import ReformerConfig
-from ..quickstart_training import initialise_embeddings
 from .examples import collate
+from .initialisation import INITIALISATIONS
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
 from .settings import DuplicationData, ImageData, Recipe
@@ -19,7 +19,6 @@ from .tasks import MODELS
 from .trainer import RecipeTrainer, statistics_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-INITIALISATIONS = (None, "sinusoidal")
 
 
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
@@ -141,17 +140,17 @@ def build_model(recipe: Recipe, config: ReformerConfig, seed: int) -> torch.nn.M
     how = recipe.model.get("initialisation")
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
-    if how not in INITIALISATIONS:
-        raise ValueError(f"model.initialisation is {how!r}, but must be null (transformers' own) or sinusoidal")
-    if how and (not config.axial_pos_embds or len(config.axial_pos_shape) != 2):
-        raise ValueError(f"model.initialisation is {how!r}, but must be null for positions without two axes")
+    if how is not None and how not in INITIALISATIONS:
+        raise ValueError(
+            f"model.initialisation is {how!r}, but must be null (transformers' own) or one of {', '.join(INITIALISATIONS)}"
+        )
     torch.manual_seed(seed)
     if recipe.model.get("pretrained"):
         model = pretrained_model(MODELS[recipe.task], recipe.model["pretrained"], config)
     else:
         model = MODELS[recipe.task](config)
-        if how:
-            initialise_embeddings(model)
+        if how is not None:
+            INITIALISATIONS[how](model)
     return model.to(DTYPES[dtype])
 
 
