@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from helpers import assert_close, build, tiny_config, tokens
 from hf_reformer.conversion import convert
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 from transformers.models.reformer import ReformerConfig as TheirConfig
 from transformers.models.reformer import ReformerModelWithLMHead as TheirModel
@@ -258,6 +259,7 @@ def test_a_vocabulary_of_258_gets_the_byte_tokenizer_and_a_card(model, tmp_path)
     assert tokenizer("Ü").input_ids == [0xC3 + 2, 0x9C + 2]
     assert tokenizer.model_max_length == model.config.maximum_length
     card = (tmp_path / "out/README.md").read_text()
+    assert ModelCard(card).data.pipeline_tag == "text-generation"
     assert all(line in card for line in report.fingerprint.splitlines())
     assert "import hf_reformer" in card
     assert sorted(os.listdir(tmp_path / "out")) == [

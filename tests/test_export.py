@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers import assert_close, build, inject_rotations, rotations_by_layer, tiny_config, tokens
 
+import hf_reformer
+
 PUBLISHED, STRICT = ["local", "lsh"], ["strict_local", "strict_lsh"]
 SIZES = [(2, 23), (3, 5), (5, 60), (1, 200), (2, 2)]  # rows and tokens; 221 tokens are the most
 
@@ -111,6 +113,24 @@ def test_exported_with_open_length_and_number_of_rows(layers, changes, masked):
         with torch.no_grad():
             logits = exported(**inputs).logits
         assert_same_logits(logits, model, inputs, 1e-5)
+
+
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "masked"])
+@pytest.mark.parametrize(
+    "kind", ["SequenceClassification", pytest.param("TokenClassification", marks=pytest.mark.slow)]
+)
+def test_heads_are_exported_with_open_sizes_too(kind, masked):
+    config = tiny_config(["strict_lsh"], **BOTH_WAYS)
+    model = build(config, getattr(hf_reformer, f"ReformerFor{kind}"), dtype=torch.float32)
+    inputs = inputs_of(config, *SIZES[0], masked)
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=open_sizes(config, inputs)).module()
+    for size in SIZES:
+        inputs = inputs_of(config, *size, masked)
+        with torch.no_grad():
+            actual, expected = exported(**inputs).logits, model(**inputs).logits
+        if masked and expected.dim() == 3:
+            actual, expected = (x[inputs["attention_mask"].bool()] for x in (actual, expected))
+        assert_close(actual, expected, 1e-5)
 
 
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "masked"])

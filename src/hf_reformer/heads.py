@@ -75,7 +75,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
-        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         first = 0 if attention_mask is None else attention_mask.to(torch.int64).argmax(1).to(hidden_states.device)
         logits = self.classifier(hidden_states[rows, first])
         loss = None
