@@ -4,6 +4,7 @@ The model has dropout and fresh rotations, the data are shuffled, padded and noi
 step of an epoch has fewer batches than the others.
 """
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -11,6 +12,9 @@ import multiprocessing.forkserver
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import interruption_worker
@@ -287,3 +291,33 @@ def test_a_disk_that_is_really_full(run, tmp_path):
     assert len(results) == 10 and len({cause for _, cause, *_ in results}) > 1
     for number, _, names, latest in results:
         assert (number, latest, names) == (errno.ENOSPC, "checkpoint-1", ["ballast", "checkpoint-1"])
+
+
+def train_command(folder, *options):
+    """`hf-reformer train` over 120 tiny steps with dropout, as a process."""
+    changes = ["training.max_steps=120", "training.save_steps=10", "training.eval_steps=60"]
+    changes += [f"model.{part}_dropout_prob=0.1" for part in ("hidden", "local_attention_probs", "lsh_attention_probs")]
+    command = [sys.executable, "-m", "hf_reformer.cli", "train", "text", "--smoke", "--output", str(folder), *options]
+    command += [word for change in changes for word in ("--set", change)]
+    with open(f"{folder}-log", "a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+@pytest.mark.slow
+def test_the_train_command_killed_at_random_times_ends_with_the_same_weights(tmp_path):
+    with train_command(tmp_path / "uninterrupted") as process:
+        assert process.wait() == 0, (tmp_path / "uninterrupted-log").read_text()
+    draw, folder, killed = random.Random(1), tmp_path / "run", 0
+    while not (folder / "results.json").exists():
+        with train_command(folder, *(["--resume"] if killed else [])) as process:
+            while not (folder / "run.json").exists() and process.poll() is None:
+                time.sleep(0.05)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=draw.uniform(2, 8))
+            running = process.poll() is None
+            process.kill()
+            assert running or process.wait() == 0, (tmp_path / "run-log").read_text()
+            killed += running
+    assert killed > 1
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("uninterrupted", "run")]
+    assert weights[0] == weights[1]
