@@ -118,6 +118,10 @@ def test_values_are_read_as_the_type_of_their_field():
     assert recipe.data.files == ["a", "b"]
 
 
+def test_the_word_no_of_a_strategy_stays_a_word():
+    assert load_recipe("text", ["training.eval_strategy=no"]).training["eval_strategy"] == "no"
+
+
 def test_a_users_own_file_works_like_a_packaged_name(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("task: causal-lm\ndata: {format: duplication, length: 8, symbols: 3}\ntraining: {max_steps: 2}\n")
@@ -137,6 +141,8 @@ WRONG = {
     "training.max_steps=0": ["training.max_steps is 0", "at least 1"],
     "training.bf16=3": ["training.bf16", "3", "true or false"],
     "training.optim=adamm": ["adamm", "adamw_torch"],
+    "training.eval_strategy=3": ["training.eval_strategy is 3", "steps"],
+    "training.report_to=nothing": ["training: nothing is not supported"],
     "training.output_dir=x": ["training.output_dir"],
     "data.windows=some": ["data.windows", "'some'", "packed, random, whole"],
     "data.context=1": ["data.context is 1", "at least 2"],

@@ -165,23 +165,30 @@ def pretrained_model(model_class, name: str, config: ReformerConfig) -> torch.nn
 
 
 def build_trainer(recipe: Recipe, arguments, task: Task, model, callbacks=()) -> RecipeTrainer:
-    """The trainer of a run or of an evaluation."""
-    return RecipeTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=task.training,
-        eval_dataset=task.evaluation,
-        data_collator=partial(collate, pad=task.pad),
-        processing_class=task.tokenizer,
-        compute_metrics=metrics_of(task.summary),
-        preprocess_logits_for_metrics=statistics_for(task),
-        callbacks=list(callbacks),
-        unit=task.unit,
-        muon=recipe.extra.muon_share if recipe.training.get("optim") == MUON else None,
-        schedule_steps=recipe.extra.schedule_steps,
-        evaluation_hashes=recipe.evaluation.num_hashes,
-        reversible_from=recipe.extra.reversible_from,
-    )
+    """The trainer of a run or of an evaluation.
+
+    Raises:
+        ValueError: for a tracker that is not installed, and for arguments that contradict each other.
+    """
+    try:
+        return RecipeTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=task.training,
+            eval_dataset=task.evaluation,
+            data_collator=partial(collate, pad=task.pad),
+            processing_class=task.tokenizer,
+            compute_metrics=metrics_of(task.summary),
+            preprocess_logits_for_metrics=statistics_for(task),
+            callbacks=list(callbacks),
+            unit=task.unit,
+            muon=recipe.extra.muon_share if recipe.training.get("optim") == MUON else None,
+            schedule_steps=recipe.extra.schedule_steps,
+            evaluation_hashes=recipe.evaluation.num_hashes,
+            reversible_from=recipe.extra.reversible_from,
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"training: {error}") from error
 
 
 def parameters_of(config: ReformerConfig, task: str) -> int:

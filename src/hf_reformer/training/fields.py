@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import enum
 import types
 import typing
 
@@ -58,6 +59,8 @@ def converted(value: object, hint: object) -> object:
         return [converted(item, inner) for item in value]
     if hint is type(None):
         return _require(value, value is None)
+    if isinstance(hint, enum.EnumMeta):
+        return _require(value, value in [member.value for member in hint])
     if hint is float:
         _require(value, not isinstance(value, bool) and isinstance(value, int | float | str))
         return float(value)
@@ -69,6 +72,8 @@ def converted(value: object, hint: object) -> object:
 
 
 def _first_that_fits(value, hints):
+    if value is False and str in hints and bool not in hints:
+        value = "no"  # what YAML makes of the word, as in eval_strategy: no
     # a value that is of a type as it stands is not converted to another one: 0 stays whole, "1e-3" stays text last
     for hint in sorted(hints, key=lambda hint: (hint is str, hint is float)):
         try:
@@ -95,6 +100,8 @@ def described(hint: object) -> str:
         return f"a list, each entry {described(inner[0])}"
     if hint is type(None):
         return "null"
+    if isinstance(hint, enum.EnumMeta):
+        return "one of " + ", ".join(str(member.value) for member in hint)
     return NAMES.get(origin or hint, getattr(hint, "__name__", str(hint)))
 
 
