@@ -1,12 +1,14 @@
 """Token-wise modules in chunks: the same outputs and gradients as at once, and nothing of the whole length is kept."""
 
+import weakref
+
 import pytest
 import torch
 from helpers import DROPOUT, build, tiny_config, tokens
 from torch import nn
 
 import hf_reformer
-from hf_reformer import layers
+from hf_reformer import layers, token_chunks
 from hf_reformer import reversible as reversible_module
 from hf_reformer.token_chunks import in_token_chunks
 
@@ -132,3 +134,25 @@ def test_gradients_of_exposed_hidden_states_are_not_written_over(monkeypatch):
     assert len(kept) == len(KINDS)
     for grad, as_it_was in kept:
         assert torch.equal(grad, as_it_was)
+
+
+def test_outputs_are_gone_while_their_gradients_are_computed():
+    """Only then does the memory of a million tokens suffice: what a layer's attention gave is not held to the end."""
+    alive = []
+
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            alive.append(output() is not None)
+            return grad
+
+    leaf = torch.randn(3, requires_grad=True)
+    outputs = [2 * Probe.apply(leaf)]
+    output = weakref.ref(outputs[0])
+    (gradient,), _ = token_chunks.gradients(outputs, [leaf], [], [torch.ones(3)])
+    assert torch.equal(gradient, torch.full((3,), 2.0))
+    assert alive == [False]

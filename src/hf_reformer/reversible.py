@@ -162,8 +162,9 @@ class _ReversibleLayer(torch.autograd.Function):
             call.attention.output, *output, ctx.output_state, step, attended.detach(), y1, grad_x1,
             rebuilt=y1 if owned else torch.empty_like(y1), grad=torch.zeros_like(attended),
         )  # fmt: skip
-        del y1
-        (grad_x2,), core_grads = gradients([attended], [x2_leaf], core[1], [grad_attended])
+        outputs = [attended]
+        del y1, attended
+        (grad_x2,), core_grads = gradients(outputs, [x2_leaf], core[1], [grad_attended])
         grad_x2 = grad_y2.add_(grad_x2) if overwrite else grad_x2.add_(grad_y2)
         if not call.bottom:
             ctx.tape.put(x1, x2, owned=True)

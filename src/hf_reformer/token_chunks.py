@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -140,11 +141,16 @@ def call_with(module, names, parameters, arguments, keywords=None):
 
 
 def gradients(outputs, inputs, parameters, grad_outputs):
-    """Gradients for inputs and parameters, None where one needs none. Without autocast, as a backward outside of it."""
+    """Gradients for inputs and parameters, None where one needs none. Without autocast, as a backward outside of it.
+
+    Empties the list `outputs`: where nobody else holds them, backward frees them as soon as it has used them.
+    """
     wanted = [x for x in (*inputs, *parameters) if x.requires_grad]
     grad_outputs = [g.to(o.dtype) for g, o in zip(grad_outputs, outputs, strict=True)]
-    with torch.autocast(outputs[0].device.type, enabled=False):
-        grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, allow_unused=True) if wanted else ())
+    device_type, edges = outputs[0].device.type, [get_gradient_edge(x) for x in outputs] if wanted else []
+    outputs.clear()
+    with torch.autocast(device_type, enabled=False):
+        grads = iter(torch.autograd.grad(edges, wanted, grad_outputs, allow_unused=True) if wanted else ())
     results = [next(grads) if x.requires_grad else None for x in (*inputs, *parameters)]
     return results[: len(inputs)], results[len(inputs) :]
 
