@@ -210,3 +210,5 @@ if __name__ == "__main__":
         train(folder, point, int(number), int(number_of_signal), sharded=sharded == "sharded")
     else:
         train(folder, sharded=sharded == "sharded")
+    sys.stdout.flush()
+    os._exit(0)  # an ordinary exit aborts now and then: PyTorch ends threads of gloo that still run
