@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 
 from hf_reformer import ReformerConfig, ReformerModelWithLMHead
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
-CARDS = sorted(path for path in FOLDER.glob("*.md") if path.name != "README.md")
+CARDS = sorted(FOLDER.glob("reformer-*.md"))  # of published checkpoints
+TRAINED = sorted(FOLDER.glob("hf-reformer-*.md"))
 ROW = re.compile(r"^\| `(\w+)` \| `(.+)` \|$", re.MULTILINE)
 
 
@@ -44,6 +46,21 @@ def test_the_card_says_whose_numbers_these_are(path):
     assert "numbers on this card are the original's" in ModelCard.load(path).text
 
 
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_a_card_of_ours_holds_its_recipe_and_its_curve(path):
+    card = ModelCard.load(path)
+    assert card.data.model_name == path.stem and card.data.eval_results
+    recipe = yaml.safe_load(card.text.split("```yaml")[1].split("```")[0])["model"]
+    layers, kinds = recipe["num_hidden_layers"], recipe.pop("attn_layers")
+    del recipe["initialisation"]
+    config = ReformerConfig(**recipe, attn_layers=kinds * (layers // len(kinds)), is_decoder=True, eos_token_id=None)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in ReformerModelWithLMHead(config).parameters())
+    assert f"{parameters:,} parameters" in card.text
+    assert all((FOLDER / figure).is_file() for figure in re.findall(r"!\[.*?\]\((.+?)\)", card.text))
+
+
 def test_the_folder_lists_its_cards():
     listed = set(re.findall(r"\]\((.+\.md)\)", (FOLDER / "README.md").read_text()))
-    assert listed == {path.name for path in CARDS} and len(CARDS) >= 2
+    assert listed == {path.name for path in FOLDER.glob("*.md")} - {"README.md"}
+    assert len(CARDS) >= 2 and TRAINED
