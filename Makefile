@@ -22,7 +22,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 install: $(STAMP) ## make .venv with the tested versions
 
-demo: $(STAMP) ## train, save, reload and generate: hf-reformer quickstart (about 5 minutes on 2 cores)
+demo: $(STAMP) ## train, save, reload and generate: hf-reformer quickstart (about 3 minutes on 2 cores)
 	$(BIN)/hf-reformer quickstart --output $(DEMO_OUTPUT) $(DEMO_ARGS)
 
 test: lint ## lint, then the tests (PYTEST_ARGS="-m slow" runs the slow ones)

@@ -5,11 +5,10 @@ A block kernel has two functions:
   z^r of its scores (n * G * M, 1), about -MASKED where a query sees nothing;
 - `backward(x, layout, block, dropout_mask, y)` -> gradients for queries (n * G, M, D), keys and values (n, U, D).
 
-On a CPU the plain one is the fastest of what was tried. A block of 32 chunks of 64, windows of 128, head size 64, causal,
-forward, 2 threads, median of 60, in ms (1 thread in brackets): its two products alone 0.35 (0.64); with mask, softmax and
-logsumexp as ordinary tensors 0.48 (0.83); the same through `torch.compile` 0.50 (0.82), after 2 s of compiling; PyTorch's
-fused kernel 0.56 (0.80), whose additive mask must be built besides. With 64 chunks all take twice as long, with 256 more:
-a block must stay in cache.
+On a CPU none of what was tried is faster than the plain one. `python -m benchmarks.blocks`, one block of 32 chunks of 64,
+windows of 128, head size 64, causal, forward, AMD EPYC, in ms with 2 threads (two runs) and 1 thread: the two products alone
+0.34, 0.34 (0.67); plain 0.45, 0.45 (0.86); through `torch.compile` 0.48, 0.44 (0.98), after compiling; PyTorch's fused kernel,
+with the additive mask it needs, 0.51, 0.46 (0.98). Larger blocks are slower for each chunk and vary from run to run.
 
 Shapes as in `layout.py`.
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 
 def register(subparsers) -> None:
@@ -22,14 +23,10 @@ def register(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; it prints the metrics as JSON."""
-    from pathlib import Path
-
     from .training.evaluate import evaluate_model
     from .training.report import write_results
 
-    results = evaluate_model(
-        arguments.model, arguments.recipe, arguments.data, arguments.changes, arguments.smoke
-    )  # fmt: skip
+    results = evaluate_model(arguments.model, arguments.recipe, arguments.data, arguments.changes, arguments.smoke)
     print(json.dumps(results, indent=2))
     if arguments.output:
         write_results(Path(arguments.output), results)

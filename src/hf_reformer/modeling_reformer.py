@@ -300,6 +300,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
                 because `Trainer` evaluates a loss only where the data hold all arguments named "...labels".
         """
         shift_labels = kwargs.get("shift_labels")
+        no_loss = labels is None and shift_labels is None
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -308,12 +309,10 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             num_hashes=num_hashes,
             past_key_values=past_key_values,
             past_buckets_states=past_buckets_states,
-            use_cache=False if use_cache is None and not (labels is None and shift_labels is None) else use_cache,
+            use_cache=False if use_cache is None and not no_loss else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            keep_last=logits_to_keep
-            if isinstance(logits_to_keep, int) and labels is None and shift_labels is None
-            else 0,
+            keep_last=logits_to_keep if no_loss and isinstance(logits_to_keep, int) else 0,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state

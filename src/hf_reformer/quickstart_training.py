@@ -168,13 +168,16 @@ def start_run(settings: Settings, text_digest: str, accelerator: Accelerator) ->
     return Run(settings, text_digest, accelerator, model, prepared[: len(optimizers)], prepared[len(optimizers) :])
 
 
-def build_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, Adam for embeddings, head, norms and biases."""
-    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and ".encoder." in name}
-    others = [p for name, p in model.named_parameters() if name not in matrices]
+def build_optimizers(
+    model: torch.nn.Module, learning_rate: float, adam_share: float = ADAM_SHARE
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, Adam for embeddings, head, norms and biases; frozen parameters are left out."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ".encoder." in name}
+    others = [p for name, p in trained.items() if name not in matrices]
     return [
         Muon(matrices.values(), lr=learning_rate),
-        torch.optim.AdamW(others, lr=ADAM_SHARE * learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=adam_share * learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 

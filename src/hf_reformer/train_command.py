@@ -25,9 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = arguments.output or f"{Path(arguments.recipe).stem}-{'smoke' if arguments.smoke else 'output'}"
     command = shlex.join(["hf-reformer", "train", arguments.recipe, *command_options(arguments)])
-    return train_recipe(
-        arguments.recipe, Path(output), arguments.changes, arguments.smoke, arguments.resume, command
-    )  # fmt: skip
+    return train_recipe(arguments.recipe, Path(output), arguments.changes, arguments.smoke, arguments.resume, command)
 
 
 def command_options(arguments) -> list[str]:

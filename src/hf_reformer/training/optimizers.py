@@ -2,9 +2,7 @@
 
 import torch
 
-from ..muon import Muon
-
-ADAM_BETAS = (0.9, 0.95)
+from ..quickstart_training import build_optimizers
 
 
 class MuonWithAdam(torch.optim.Optimizer):
@@ -16,13 +14,7 @@ class MuonWithAdam(torch.optim.Optimizer):
     """
 
     def __init__(self, model: torch.nn.Module, lr: float, share: float):
-        matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and ".encoder." in name}
-        others = [p for name, p in model.named_parameters() if name not in matrices and p.requires_grad]
-        matrices = [p for p in matrices.values() if p.requires_grad]
-        self.parts = [
-            Muon(matrices, lr=lr),
-            torch.optim.AdamW(others, lr=share * lr, betas=ADAM_BETAS, weight_decay=0.0),
-        ]
+        self.parts = build_optimizers(model, lr, share)
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..atomic import replacing_file
-from ..tokenization_reformer import ReformerByteTokenizer
+from ..tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer
 
 SAMPLE_SEED = 0
 
@@ -68,7 +68,7 @@ class Samples(TrainerCallback):
 def decoded(tokenizer, ids: torch.Tensor) -> str:
     """Text of the ids; bytes that are no UTF-8 show as U+FFFD."""
     if isinstance(tokenizer, ReformerByteTokenizer):
-        known = [i for i in ids.tolist() if i < 258]
+        known = [i for i in ids.tolist() if i < NUM_SPECIAL_TOKENS + NUM_BYTES]
         return tokenizer.decode_bytes(known).decode("utf-8", "replace")
     return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
