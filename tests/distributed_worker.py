@@ -83,3 +83,4 @@ def run(rank, folder):
         dist.destroy_process_group()
         if rank == 0:
             torch.save(result, Path(folder, f"{name}.pt"))
+    os._exit(0)  # an ordinary exit aborts now and then: PyTorch ends threads of gloo that still run

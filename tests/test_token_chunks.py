@@ -153,6 +153,8 @@ def test_outputs_are_gone_while_their_gradients_are_computed():
     leaf = torch.randn(3, requires_grad=True)
     outputs = [2 * Probe.apply(leaf)]
     output = weakref.ref(outputs[0])
-    (gradient,), _ = token_chunks.gradients(outputs, [leaf], [], [torch.ones(3)])
+    graph = token_chunks.Graph(outputs, [leaf])
+    outputs.clear()
+    (gradient,), _ = graph.gradients([], [torch.ones(3)])
     assert torch.equal(gradient, torch.full((3,), 2.0))
     assert alive == [False]

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .dropout import Dropout
 from .layer_norm import StreamLayerNorm
 from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
@@ -15,7 +16,7 @@ class ReformerFeedForwardDense(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.feed_forward_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states):
@@ -28,7 +29,7 @@ class ReformerFeedForwardOutput(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.feed_forward_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states):
         return self.dropout(self.dense(hidden_states))

@@ -7,6 +7,7 @@ from torch import nn
 
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
 from .configuration_reformer import LOCAL_LAYERS, PUBLISHED_LAYERS
+from .dropout import Dropout
 from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
@@ -14,7 +15,9 @@ from .reversible import MANY_TOKENS, Tape, add_half, anchor, as_streams, reversi
 from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
 
-WORTH_REUSING = 2**18  # numbers of a stream (1 MiB): memory of this size is slow to get anew
+WORTH_REUSING = (
+    2**18
+)  # numbers of a stream (1 MiB): memory of this size is slow to get anew, and written over if nobody looks
 
 
 class ReformerEmbeddings(nn.Module):
@@ -25,7 +28,7 @@ class ReformerEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         positions = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
         self.position_embeddings = positions(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, position_ids, inputs_embeds=None):
         if inputs_embeds is None:
@@ -41,7 +44,7 @@ class ReformerSelfOutput(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states):
         return self.dropout(self.dense(hidden_states))
@@ -59,17 +62,19 @@ class ReformerAttention(nn.Module):
     def forward(self, hidden_states, project_output=True, **arguments):
         """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, hidden), or (B, L, H * D) without the output
         projection."""
-        step = MANY_TOKENS // hidden_states.shape[0] or 1
-        if self._works_by_segments(hidden_states.shape[1], step, **arguments):
-            chunk, halo = (
-                self.self_attention.chunk_length,
-                self.self_attention.before * self.self_attention.chunk_length,
-            )
+        batch, length, hidden = hidden_states.shape
+        many = MANY_TOKENS // batch or 1
+        if self._works_by_segments(length, many, **arguments):
+            chunk = self.self_attention.chunk_length
             segment = _LocalSegment(self.layer_norm, self.self_attention)
-            attended = in_token_chunks(segment, max(1, step // chunk) * chunk, hidden_states, halo=halo)
+            attended = in_token_chunks(
+                segment, max(1, many // chunk) * chunk, hidden_states, halo=self.self_attention.before * chunk
+            )
             attended = SelfAttentionOutput(attended, None, None)
         else:
-            vectors = in_token_chunks(_NormedProjection(self.layer_norm, self.self_attention), step, hidden_states)
+            projection = _NormedProjection(self.layer_norm, self.self_attention)
+            step = fitting_tokens(hidden_states, hidden, batch)
+            vectors = in_token_chunks(projection, step, hidden_states, keep=length <= many)
             attended = self.self_attention(vectors, **arguments)
         if not project_output:
             return attended
@@ -149,7 +154,9 @@ class ReformerLayer(nn.Module):
         return y1, add_half(self.feed_forward, y1, x2, step, x2 if overwrite else None), attended.attentions
 
 
-class _FinalNorm(nn.Module):
+class FinalNorm(nn.Module):
+    """Both streams (B, L, hidden) -> their layer norm side by side, (B, L, 2 * hidden)."""
+
     def __init__(self, layer_norm, dropout):
         super().__init__()
         self.layer_norm, self.dropout = layer_norm, dropout
@@ -158,14 +165,15 @@ class _FinalNorm(nn.Module):
         return self.dropout(self.layer_norm(torch.cat([y1, y2], dim=-1)))
 
 
-def _is_watched(layers):
-    """Whether hooks may keep what the modules inside are given or give."""
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in layers.modules())
+def is_watched(modules):
+    """Whether hooks may keep what these modules are given or give, or gradients of it."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = any(getattr(module, kind) for module in modules for kind in kinds)
     return hooked or nn.modules.module._has_any_global_hook()
 
 
 class EncoderOutput(NamedTuple):
-    last_hidden_state: torch.Tensor  # (B, L, 2 * hidden)
+    last_hidden_state: torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # (B, L, 2 * hidden), or both streams
     hidden_states: tuple[torch.Tensor, ...] | None
     attentions: tuple[torch.Tensor, ...] | None
 
@@ -179,17 +187,29 @@ class ReformerEncoder(nn.Module):
         self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    @property
+    def final_norm(self):
+        return FinalNorm(self.layer_norm, self.dropout)
 
     def forward(
-        self, hidden_states, output_hidden_states=False, output_attentions=False, cache=None, keep_last=0, **arguments
+        self,
+        hidden_states,
+        output_hidden_states=False,
+        output_attentions=False,
+        cache=None,
+        keep_last=0,
+        normed=True,
+        **arguments,
     ):
         """`cache`: a `ReformerCache`, which has begun this piece; gradients must be off then. `keep_last`: only so many
-        tokens, the last, of `last_hidden_state` (0: all)."""
-        tape = Tape(output_hidden_states) if self.reversible and torch.is_grad_enabled() and not tracing() else None
+        tokens, the last, of `last_hidden_state` (0: all). Not `normed`: the two streams, still without `final_norm`."""
+        large = hidden_states.numel() >= WORTH_REUSING and not tracing()
+        exposed = not large or output_hidden_states or is_watched(self.modules())
+        tape = Tape(exposed) if self.reversible and torch.is_grad_enabled() and not tracing() else None
         y1 = y2 = as_streams(hidden_states, tape)
-        sparing = not (torch.is_grad_enabled() or tracing() or output_hidden_states)
-        sparing = sparing and hidden_states.numel() >= WORTH_REUSING and not _is_watched(self.layers)
+        sparing = not (torch.is_grad_enabled() or exposed)
         ends_early = sparing and not output_attentions and self._ends_early(y1, keep_last, cache, **arguments)
         all_hidden_states, attentions = [y2], []
         for index, layer in enumerate(self.layers):
@@ -211,7 +231,7 @@ class ReformerEncoder(nn.Module):
             attentions.append(probabilities)
         y1, y2 = y1[:, -keep_last:], y2[:, -keep_last:]
         return EncoderOutput(
-            self._normed(y1, y2),
+            self._normed(y1, y2) if normed else (y1, y2),
             tuple(all_hidden_states) if output_hidden_states else None,
             tuple(attentions) if output_attentions else None,
         )
@@ -224,11 +244,9 @@ class ReformerEncoder(nn.Module):
         return first and 0 < keep_last < stream.shape[1] and (real_tokens is None or kind not in PUBLISHED_LAYERS)
 
     def _normed(self, y1, y2):
-        batch, _, hidden = y1.shape
-        step = MANY_TOKENS // batch or 1
-        if not (torch.is_grad_enabled() or tracing()):
-            step = fitting_tokens(y1, 2 * hidden, batch)
-        return in_token_chunks(_FinalNorm(self.layer_norm, self.dropout), step, y1, y2)
+        batch, length, hidden = y1.shape
+        step = fitting_tokens(y1, 2 * hidden, batch)
+        return in_token_chunks(self.final_norm, step, y1, y2, keep=length <= MANY_TOKENS // batch)
 
     def _run(self, layer, *streams, **arguments):
         if self.gradient_checkpointing and self.training and not self.reversible:

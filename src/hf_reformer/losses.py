@@ -27,27 +27,34 @@ def token_cross_entropy(logits, labels, num_items_in_batch=None, ignore_index=IG
     return _per_item(total, labels, num_items_in_batch, ignore_index)
 
 
-def chunked_token_cross_entropy(head, hidden_states, labels, chunk, num_items_in_batch=None, ignore_index=IGNORED):
-    """`token_cross_entropy(head(hidden_states), labels)`, `chunk` tokens at a time in forward and backward.
+def chunked_token_cross_entropy(head, inputs, labels, chunk, num_items_in_batch=None, with_logits=False, keep=False):
+    """`token_cross_entropy(logits, labels)` and the logits = head(*inputs), or None in their place, `chunk` tokens at a time
+    in forward and backward.
 
-    The logits (B, chunk, V) of a chunk are made again in backward, so they never exist all at once (paper section 4).
+    Args:
+        head: maps the `inputs`, (B, L, ...) each, to logits (B, L, V), token by token.
+        with_logits: without, they never exist all at once (paper section 4).
+        keep: keep for backward what the head needs, instead of calling it again.
     """
-    labels = labels.to(hidden_states.device)
-    losses = in_token_chunks(_TokenLoss(head, ignore_index), chunk, hidden_states, labels)
-    return _per_item(losses.sum(), labels, num_items_in_batch, ignore_index)
+    labels = labels.to(inputs[0].device)
+    losses, logits = in_token_chunks(_TokenLoss(head, with_logits), chunk, *inputs, labels, keep=keep)
+    return _per_item(losses.sum(), labels, num_items_in_batch, IGNORED), logits
 
 
 class _TokenLoss(nn.Module):
-    """Hidden states (B, L, 2 * hidden) and labels (B, L) -> the loss of each token (B, L), 0 where it is ignored."""
+    """What the head reads, (B, L, ...) each, and labels (B, L) -> the loss of each token (B, L), 0 where it is ignored, and
+    the logits or None."""
 
-    def __init__(self, head, ignore_index):
+    def __init__(self, head, with_logits):
         super().__init__()
-        self.head, self.ignore_index = head, ignore_index
+        self.head, self.with_logits = head, with_logits
 
-    def forward(self, hidden_states, labels):
-        logits = self.head(hidden_states)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2)
-        return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none")
+    def forward(self, *inputs_and_labels):
+        *inputs, labels = inputs_and_labels
+        logits = self.head(*inputs)
+        raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(raised.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view(labels.shape), logits if self.with_logits else None
 
 
 def _per_item(total, labels, num_items_in_batch, ignore_index):

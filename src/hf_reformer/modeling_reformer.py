@@ -15,10 +15,11 @@ from .caching import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
 from .generation import ReformerGenerationMixin, check_cache
 from .inputs import check_inputs, check_labels, check_position_ids
-from .layers import ReformerEmbeddings, ReformerEncoder
+from .layers import ReformerEmbeddings, ReformerEncoder, is_watched
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
 from .positions import AxialPositionEmbeddings
-from .token_chunks import fitting_tokens, in_token_chunks
+from .reversible import MANY_TOKENS
+from .token_chunks import as_tuple, fitting_tokens, in_token_chunks
 from .tracing import tracing
 
 logger = logging.get_logger(__name__)
@@ -124,6 +125,7 @@ class ReformerModel(ReformerPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         keep_last: int = 0,
+        normed: bool = True,
         **kwargs,
     ) -> ReformerModelOutput:
         """Both streams after the last layer.
@@ -144,6 +146,8 @@ class ReformerModel(ReformerPreTrainedModel):
                 window) or, of layers that do not chunk, (B, H, L, L).
             keep_last: only so many positions, the last, of `last_hidden_state`; 0: all. Reading a prompt into a cache, the
                 last layer then works on these alone.
+            normed: False: `last_hidden_state` is the two streams, (B, L, hidden) each, to which `encoder.final_norm` is
+                still to be applied. For heads that do so piece by piece.
 
         Raises:
             ValueError: for inputs of a wrong shape or range.
@@ -173,6 +177,7 @@ class ReformerModel(ReformerPreTrainedModel):
                 output_attentions=config.output_attentions if output_attentions is None else output_attentions,
                 cache=cache,
                 keep_last=keep_last,
+                normed=normed,
             )
         return ReformerModelOutput(
             last_hidden_state=encoded.last_hidden_state,
@@ -223,6 +228,17 @@ class ReformerOnlyLMHead(nn.Module):
         return self.decoder(hidden_states) + self.bias
 
 
+class _NormedHead(nn.Module):
+    """Both streams (B, L, hidden) -> logits (B, L, V)."""
+
+    def __init__(self, final_norm, lm_head):
+        super().__init__()
+        self.final_norm, self.lm_head = final_norm, lm_head
+
+    def forward(self, y1, y2):
+        return self.lm_head(self.final_norm(y1, y2))
+
+
 class _LanguageModel(ReformerPreTrainedModel):
     """What the two language models share: the head, and the loss over it."""
 
@@ -243,21 +259,27 @@ class _LanguageModel(ReformerPreTrainedModel):
             bias = nn.Parameter(nn.functional.pad(bias.detach(), (0, missing)), requires_grad=bias.requires_grad)
         self.lm_head.decoder, self.lm_head.bias = new_embeddings, bias
 
-    def _loss_and_logits(self, hidden_states, labels, num_items_in_batch):
-        chunk = self.config.chunk_size_lm_head
-        if labels is not None and self.training and chunk > 0:
-            loss = chunked_token_cross_entropy(self.lm_head, hidden_states, labels, chunk, num_items_in_batch)
-            return loss, None
-        if torch.is_grad_enabled() or tracing():
-            parts = hidden_states.split(chunk, dim=1) if chunk > 0 else (hidden_states,)
-            logits = [self.lm_head(part) for part in parts]
-            logits = torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]
-        else:
-            numbers = max(hidden_states.shape[2], self.config.vocab_size)
-            step = chunk or max(64, fitting_tokens(hidden_states, numbers, len(hidden_states)))
-            logits = in_token_chunks(self.lm_head, step, hidden_states)
-        loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
-        return loss, logits
+    def _reads_streams(self):
+        """Whether the final norm is left to the head, which works piece by piece: then its result, (B, L, 2 * hidden), never
+        exists as a whole. Not where a hook may want to see it."""
+        watched = (self.reformer, self.reformer.encoder, *self.lm_head.modules())
+        return not (tracing() or is_watched(watched))
+
+    def _loss_and_logits(self, inputs, labels, num_items_in_batch):
+        """`inputs`: the hidden states (B, L, 2 * hidden) alone, or the two streams before the final norm."""
+        head, chunk = self.lm_head, self.config.chunk_size_lm_head
+        if len(inputs) == 1:
+            logits = head(*inputs)
+            return None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch), logits
+        head = _NormedHead(self.reformer.encoder.final_norm, head)
+        numbers = max(2 * self.config.hidden_size, self.config.vocab_size)
+        batch, length = inputs[0].shape[:2]
+        step = chunk or max(64, fitting_tokens(inputs[0], numbers, batch))
+        keep = chunk == 0 and length <= MANY_TOKENS // batch
+        if labels is None:
+            return None, in_token_chunks(head, step, *inputs, keep=keep)
+        without_logits = self.training and chunk > 0
+        return chunked_token_cross_entropy(head, inputs, labels, step, num_items_in_batch, not without_logits, keep)
 
 
 class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
@@ -313,17 +335,18 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             keep_last=logits_to_keep if no_loss and isinstance(logits_to_keep, int) else 0,
+            normed=not self._reads_streams(),
             return_dict=True,
         )
-        hidden_states = outputs.last_hidden_state
+        inputs = as_tuple(outputs.last_hidden_state)
         for name, value in (("labels", labels), ("shift_labels", shift_labels)):
-            check_labels(name, value, hidden_states.shape[:2], self.config.vocab_size)
+            check_labels(name, value, inputs[0].shape[:2], self.config.vocab_size)
         if labels is not None and shift_labels is None:
             shift_labels = next_token_labels(labels)
         if shift_labels is None:
-            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+            inputs = tuple(slice_logits_to_keep(x, logits_to_keep) for x in inputs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and outputs.past_key_values is None):
-            loss, logits = self._loss_and_logits(hidden_states, shift_labels, num_items_in_batch)
+            loss, logits = self._loss_and_logits(inputs, shift_labels, num_items_in_batch)
         if shift_labels is not None and logits is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep):
             logits = slice_logits_to_keep(logits, logits_to_keep)  # all of them would be a view, which FSDP warns of
         return ReformerCausalLMOutput(
@@ -369,8 +392,10 @@ class ReformerForMaskedLM(_LanguageModel):
             num_hashes=num_hashes,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            normed=not self._reads_streams(),
             return_dict=True,
         )
-        check_labels("labels", labels, outputs.last_hidden_state.shape[:2], self.config.vocab_size)
-        loss, logits = self._loss_and_logits(outputs.last_hidden_state, labels, num_items_in_batch)
+        inputs = as_tuple(outputs.last_hidden_state)
+        check_labels("labels", labels, inputs[0].shape[:2], self.config.vocab_size)
+        loss, logits = self._loss_and_logits(inputs, labels, num_items_in_batch)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)

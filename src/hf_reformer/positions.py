@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .dropout import Dropout
+
 
 class PositionEmbeddings(nn.Module):
     """A learned vector per position: (B, L) int64 -> (B, L, hidden)."""
@@ -13,7 +15,7 @@ class PositionEmbeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, position_ids):
         return self.dropout(self.embedding(position_ids))

@@ -17,27 +17,33 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from .token_chunks import ReplayState, add, call_with, gradients, parts
+from .token_chunks import Graph, ReplayState, add, parts, with_parameters
 
 GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
 
 
-MANY_TOKENS = 2**16  # beyond, gradients of the streams are overwritten as well: a hook that keeps one must clone it
+MANY_TOKENS = 2**16  # beyond, memory counts for more than time
 
 
 class Tape:
     """Carries the streams from the backward of one layer to that of the layer below.
 
-    `exposed`: whether hidden states between the layers are handed out, and their gradients may be anybody's.
+    `exposed`: whether what happens between the layers may be seen from outside, and gradients there be anybody's.
     """
 
     def __init__(self, exposed=False):
         self.exposed = exposed
         self.streams = None
         self.owned = False  # whether nobody else holds the streams, so that they may be overwritten
+        self.grads = (None, None)  # of the streams, made by the layer above and held by nobody else
 
-    def put(self, *streams, owned):
-        self.streams, self.owned = streams, owned
+    def put(self, *streams, owned, grads=(None, None)):
+        self.streams, self.owned, self.grads = streams, owned, grads
+
+    def made(self, *grads):
+        """Whether these gradients come straight from the layer above, so that they may be overwritten."""
+        mine, self.grads = self.grads, (None, None)
+        return not self.exposed and all(a is b for a, b in zip(mine, grads, strict=True))
 
     def take(self):
         if self.streams is None:
@@ -59,7 +65,8 @@ class _Anchor(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y1, grad_y2):
-        ctx.tape.put(*ctx.saved_tensors, owned=False)
+        many = grad_y1.shape[0] * grad_y1.shape[1] > MANY_TOKENS  # then even what others may hold is overwritten
+        ctx.tape.put(*ctx.saved_tensors, owned=False, grads=(grad_y1, grad_y2) if many else (None, None))
         return None, grad_y1, grad_y2
 
 
@@ -148,26 +155,24 @@ class _ReversibleLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y1, grad_y2):
         y1, y2, owned = ctx.tape.take()
-        call = ctx.call
+        call, overwrite = ctx.call, ctx.tape.made(grad_y1, grad_y2)
         core, output, feed_forward = _split(ctx)
-        overwrite = not ctx.tape.exposed and y1.shape[0] * y1.shape[1] > MANY_TOKENS
         step = call.feed_forward.chunk_length(len(y1))
         x2, grad_x1, feed_forward_grads = _undo_half(
             call.feed_forward, *feed_forward, ctx.feed_forward_state, step, y1, y2, grad_y2,
             rebuilt=y2 if owned else torch.empty_like(y2), grad=grad_y1 if overwrite else grad_y1.clone(),
         )  # fmt: skip
         del y2, grad_y1
-        attended, x2_leaf = _core_again(ctx, x2, core)
+        attended, graph = _core_again(ctx, x2, core)
         x1, grad_attended, output_grads = _undo_half(
-            call.attention.output, *output, ctx.output_state, step, attended.detach(), y1, grad_x1,
+            call.attention.output, *output, ctx.output_state, step, attended, y1, grad_x1,
             rebuilt=y1 if owned else torch.empty_like(y1), grad=torch.zeros_like(attended),
         )  # fmt: skip
-        outputs = [attended]
         del y1, attended
-        (grad_x2,), core_grads = gradients(outputs, [x2_leaf], core[1], [grad_attended])
+        (grad_x2,), core_grads = graph.gradients(core[1], [grad_attended])
         grad_x2 = grad_y2.add_(grad_x2) if overwrite else grad_x2.add_(grad_y2)
         if not call.bottom:
-            ctx.tape.put(x1, x2, owned=True)
+            ctx.tape.put(x1, x2, owned=True, grads=(grad_x1, grad_x2))
         return None, None, grad_x1, grad_x2, *core_grads, *output_grads, *feed_forward_grads
 
 
@@ -188,23 +193,35 @@ def add_half(module, inputs, stream, step, out=None):
 
 def _undo_half(module, names, parameters, state, step, inputs, stream, grad_stream, *, rebuilt, grad):
     """`rebuilt` = stream - module(inputs), with the gradients for inputs (added to `grad`) and parameters, in one pass."""
-    totals = [None] * len(parameters)
-    with state.replay():
+
+    def work():
+        totals = [None] * len(parameters)
         for part in parts(stream.shape[1], step):
             leaf = inputs[:, part].detach().requires_grad_()
-            (output,) = call_with(module, names, parameters, [leaf])
+            with torch.enable_grad():
+                output = module(leaf)
+                graph = Graph([output], [leaf])
             torch.sub(stream[:, part], _residual(output.detach(), stream), out=rebuilt[:, part])
-            (piece,), grads = gradients([output], [leaf], parameters, [grad_stream[:, part]])
+            del output
+            (piece,), grads = graph.gradients(parameters, [grad_stream[:, part]])
             grad[:, part].add_(piece)
             totals = [add(total, more) for total, more in zip(totals, grads, strict=True)]
-    return rebuilt, grad, totals
+        return totals
+
+    with state.replay():
+        return rebuilt, grad, with_parameters(module, names, parameters, work)
 
 
 def _core_again(ctx, x2, core):
-    """The attention core's output, with its graph, and the leaf that stands for x2."""
+    """The attention core's output and its graph."""
     names, parameters = core
     arguments = {**ctx.call.arguments, "routing": ctx.routing, "output_attentions": False}
     leaf = x2.detach().requires_grad_()
+
+    def work():
+        with torch.enable_grad():
+            attended = ctx.call.attention(leaf, **arguments).hidden_states
+            return attended.detach(), Graph([attended], [leaf])
+
     with ctx.core_state.replay():
-        attended = call_with(ctx.call.attention, names, parameters, [leaf], arguments)[0]
-    return attended, leaf
+        return with_parameters(ctx.call.attention, names, parameters, work)

@@ -5,8 +5,10 @@ each chunk is computed again, with the forward's random numbers and autocast, an
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
@@ -50,7 +52,7 @@ def parts(length, step):
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def in_token_chunks(module, step, *inputs, halo=0):
+def in_token_chunks(module, step, *inputs, halo=0, keep=False):
     """`module(*inputs)`, `step` tokens at a time; as it is where one step holds all tokens.
 
     Args:
@@ -58,18 +60,20 @@ def in_token_chunks(module, step, *inputs, halo=0):
             nothing but the `halo` tokens before a token.
         inputs: tensors (B, L, ...).
         halo: tokens before each chunk that the module is given too; what it says of them is thrown away.
+        keep: keep what backward needs instead of computing it again; as fast as can be, with the memory of ordinary
+            autograd. Not with a `halo`.
     """
     if tracing() or inputs[0].shape[1] <= step:
         return module(*inputs)
     if not torch.is_grad_enabled():
         return _forward(module, step, halo, inputs)
-    call = {"module": module, "step": step, "halo": halo, "inputs": len(inputs)}
-    call["names"] = [n for n, _ in module.named_parameters()]
+    names = [n for n, _ in module.named_parameters()]
+    call = _Call(module, names, step, halo, len(inputs), keep and halo == 0)
     outputs = _TokenChunks.apply(call, *inputs, *(p for _, p in module.named_parameters()))
-    if not call["is_tuple"]:
+    if not call.is_tuple:
         return outputs[0]
     outputs = iter(outputs)
-    return tuple(next(outputs) if exists else None for exists in call["exists"])
+    return tuple(next(outputs) if exists else None for exists in call.exists)
 
 
 def _with_halo(part, halo):
@@ -83,8 +87,7 @@ def _forward(module, step, halo, inputs):
     for part in parts(inputs[0].shape[1], step):
         wide, extra = _with_halo(part, halo)
         result = module(*(x[:, wide] for x in inputs))
-        pieces = result if isinstance(result, tuple) else (result,)
-        pieces = [None if x is None else x[:, extra:] for x in pieces]
+        pieces = [None if x is None else x[:, extra:] for x in as_tuple(result)]
         if whole is None:
             shapes = ((x.shape[0], inputs[0].shape[1], *x.shape[2:]) if x is not None else None for x in pieces)
             whole = [None if s is None else x.new_empty(s) for x, s in zip(pieces, shapes, strict=True)]
@@ -94,65 +97,153 @@ def _forward(module, step, halo, inputs):
     return tuple(whole) if isinstance(result, tuple) else whole[0]
 
 
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+@dataclass
+class _Call:
+    module: nn.Module
+    names: list[str]  # of its parameters
+    step: int
+    halo: int
+    inputs: int
+    keep: bool
+    is_tuple: bool = False
+    exists: list[bool] = field(default_factory=list)  # which outputs are not None
+
+    def parts(self, inputs):
+        return parts(inputs[0].shape[1], self.step)
+
+    def run_keeping(self, inputs, needed, leaves):
+        """The outputs, without gradient, and the graph of each chunk. `leaves`: the parameters."""
+        graphs = []
+
+        def chunk(*pieces):
+            graph, result = self._graph(pieces, needed)
+            graphs.append(graph)
+            detached = tuple(None if x is None else x.detach() for x in as_tuple(result))
+            return detached if isinstance(result, tuple) else detached[0]
+
+        def work():
+            return _forward(chunk, self.step, 0, inputs)
+
+        return with_parameters(self.module, self.names, leaves, work), graphs
+
+    def graphs(self, inputs, needed):
+        """The graph of each chunk, one after another."""
+        for part in parts(inputs[0].shape[1], self.step):
+            wide, extra = _with_halo(part, self.halo)
+            yield self._graph([x[:, wide] for x in inputs], needed, extra)[0]
+
+    def _graph(self, pieces, needed, extra=0):
+        pieces = [x.detach().requires_grad_(n) for x, n in zip(pieces, needed, strict=True)]
+        with torch.enable_grad():
+            result = self.module(*pieces)
+            return Graph([x[:, extra:] for x in as_tuple(result) if x is not None], pieces), result
+
+
 class _TokenChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *tensors):
+        ctx.set_materialize_grads(False)
         ctx.call, ctx.state = call, ReplayState(tensors[0])
         ctx.save_for_backward(*tensors)
-        outputs = _forward(call["module"], call["step"], call["halo"], tensors[: call["inputs"]])
-        call["is_tuple"] = isinstance(outputs, tuple)
-        outputs = outputs if call["is_tuple"] else (outputs,)
-        call["exists"] = [x is not None for x in outputs]
+        if call.keep:
+            inputs, needed, ctx.leaves = _split(ctx, tensors)
+            outputs, ctx.graphs = call.run_keeping(inputs, needed, ctx.leaves)
+        else:
+            ctx.graphs = None
+            outputs = _forward(call.module, call.step, call.halo, tensors[: call.inputs])
+        call.is_tuple = isinstance(outputs, tuple)
+        outputs = as_tuple(outputs)
+        call.exists = [x is not None for x in outputs]
         return tuple(x for x in outputs if x is not None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs):
-        count = ctx.call["inputs"]
-        inputs, parameters = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        needed = ctx.needs_input_grad[1:]
-        parameters = [p.detach().requires_grad_(n) for p, n in zip(parameters, needed[count:], strict=True)]
-        new = torch.zeros_like if ctx.call["halo"] else torch.empty_like
-        grads = [new(x) if n else None for x, n in zip(inputs, needed[:count], strict=True)]
-        totals = [None] * len(parameters)
+        call = ctx.call
+        inputs, needed, leaves = _split(ctx, ctx.saved_tensors)
+        graphs, ctx.graphs = ctx.graphs, None
+        if graphs is not None:  # a second backward, if there is one, computes them again
+            return None, *_backward(call, _emptied(graphs), inputs, needed, ctx.leaves, grad_outputs)
+
+        def work():
+            return _backward(call, call.graphs(inputs, needed), inputs, needed, leaves, grad_outputs)
+
         with ctx.state.replay():
-            for part in parts(inputs[0].shape[1], ctx.call["step"]):
-                wide, extra = _with_halo(part, ctx.call["halo"])
-                leaves = [x[:, wide].detach().requires_grad_(n) for x, n in zip(inputs, needed[:count], strict=True)]
-                outputs = call_with(ctx.call["module"], ctx.call["names"], parameters, leaves)
-                with torch.enable_grad():
-                    outputs = [x[:, extra:] for x in outputs]
-                some, more = gradients(outputs, leaves, parameters, [g[:, part] for g in grad_outputs])
-                for grad, piece in zip(grads, some, strict=True):
-                    if grad is not None and ctx.call["halo"]:
-                        grad[:, wide] += 0 if piece is None else piece
-                    elif grad is not None:
-                        grad[:, wide] = 0 if piece is None else piece
-                totals = [add(total, grad) for total, grad in zip(totals, more, strict=True)]
-        return None, *grads, *totals
+            return None, *with_parameters(call.module, call.names, leaves, work)
 
 
-def call_with(module, names, parameters, arguments, keywords=None):
-    """Outputs of the module with these parameters in place of its own, as a list of tensors, with gradient."""
-    with torch.enable_grad():
-        outputs = functional_call(module, dict(zip(names, parameters, strict=True)), tuple(arguments), keywords)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return [x for x in outputs if isinstance(x, torch.Tensor)]
+def _split(ctx, tensors):
+    """The inputs, which of them need a gradient, and the parameters as leaves of graphs of their own."""
+    count, needed = ctx.call.inputs, ctx.needs_input_grad[1:]
+    leaves = [p.detach().requires_grad_(n) for p, n in zip(tensors[count:], needed[count:], strict=True)]
+    return tensors[:count], needed[:count], leaves
 
 
-def gradients(outputs, inputs, parameters, grad_outputs):
-    """Gradients for inputs and parameters, None where one needs none. Without autocast, as a backward outside of it.
+def _emptied(graphs):
+    """The graphs of a list, each let go of when the next is asked for."""
+    graphs.reverse()
+    while graphs:
+        yield graphs.pop()
 
-    Empties the list `outputs`: where nobody else holds them, backward frees them as soon as it has used them.
-    """
-    wanted = [x for x in (*inputs, *parameters) if x.requires_grad]
-    grad_outputs = [g.to(o.dtype) for g, o in zip(grad_outputs, outputs, strict=True)]
-    device_type, edges = outputs[0].device.type, [get_gradient_edge(x) for x in outputs] if wanted else []
-    outputs.clear()
-    with torch.autocast(device_type, enabled=False):
-        grads = iter(torch.autograd.grad(edges, wanted, grad_outputs, allow_unused=True) if wanted else ())
-    results = [next(grads) if x.requires_grad else None for x in (*inputs, *parameters)]
-    return results[: len(inputs)], results[len(inputs) :]
+
+def _backward(call, graphs, inputs, needed, leaves, grad_outputs):
+    """Gradients of the inputs and of the parameters, chunk by chunk."""
+    new = torch.zeros_like if call.halo else torch.empty_like
+    grads = [new(x) if n else None for x, n in zip(inputs, needed, strict=True)]
+    totals = [None] * len(leaves)
+    for part in parts(inputs[0].shape[1], call.step):
+        wide, _ = _with_halo(part, call.halo)
+        pieces, more = next(graphs).gradients(leaves, [None if g is None else g[:, part] for g in grad_outputs])
+        for grad, piece in zip(grads, pieces, strict=True):
+            if grad is not None and call.halo:
+                grad[:, wide] += 0 if piece is None else piece
+            elif grad is not None:
+                grad[:, wide] = 0 if piece is None else piece
+        totals = [add(total, one) for total, one in zip(totals, more, strict=True)]
+    return *grads, *totals
+
+
+class _WithModule(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, work):
+        return work()
+
+
+def with_parameters(module, names, parameters, work):
+    """work() while the module has these parameters in place of its own."""
+    named = {f"module.{name}": p for name, p in zip(names, parameters, strict=True)}
+    return functional_call(_WithModule(module), named, (work,))
+
+
+class Graph:
+    """The graph from some inputs to some outputs, which it does not hold: backward frees what nobody else does as soon as
+    it has used it."""
+
+    def __init__(self, outputs, inputs):
+        self.inputs = inputs
+        self.device_type = outputs[0].device.type
+        self.ends = [(get_gradient_edge(x), x.dtype) if x.requires_grad else None for x in outputs]
+
+    def gradients(self, parameters, grad_outputs):
+        """Gradients for the inputs and for the parameters, None where one needs none or gets none. Without autocast, as a
+        backward outside of it."""
+        pairs = [(*end, g) for end, g in zip(self.ends, grad_outputs, strict=True) if end is not None and g is not None]
+        wanted = [x for x in (*self.inputs, *parameters) if x.requires_grad]
+        found = iter(())
+        if wanted and pairs:
+            edges, dtypes, grads = zip(*pairs, strict=True)
+            grads = [g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
+            with torch.autocast(self.device_type, enabled=False):
+                found = iter(torch.autograd.grad(edges, wanted, grads, allow_unused=True))
+        results = [next(found, None) if x.requires_grad else None for x in (*self.inputs, *parameters)]
+        return results[: len(self.inputs)], results[len(self.inputs) :]
 
 
 def add(total, grad):
