@@ -8,7 +8,7 @@ from helpers import DROPOUT, build, tiny_config, tokens
 from torch import nn
 
 import hf_reformer
-from hf_reformer import layers, token_chunks
+from hf_reformer import feed_forward, layers, modeling_reformer, token_chunks
 from hf_reformer import reversible as reversible_module
 from hf_reformer.token_chunks import in_token_chunks
 
@@ -27,8 +27,9 @@ class TwoOutputs(nn.Module):
         return y.tanh(), None, y[..., :3]
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("step", [1, 3, 4, 11, 20])
-def test_equals_the_module_at_once(step):
+def test_equals_the_module_at_once(step, keep):
     torch.manual_seed(0)
     module = TwoOutputs().double()
     x, scale = (
@@ -36,7 +37,7 @@ def test_equals_the_module_at_once(step):
         torch.randn(2, 11, 1, dtype=torch.float64),
     )
     results = []
-    for outputs in (module(x, scale), in_token_chunks(module, step, x, scale)):
+    for outputs in (module(x, scale), in_token_chunks(module, step, x, scale, keep=keep)):
         assert outputs[1] is None
         loss = (outputs[0] ** 2).sum() + (outputs[2] * scale).sum()
         grads = torch.autograd.grad(loss, [x, module.dense.weight, module.dense.bias])
@@ -45,13 +46,98 @@ def test_equals_the_module_at_once(step):
         torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_dropout_is_the_same_in_backward():
+@pytest.mark.parametrize("keep", [False, True])
+def test_dropout_is_the_same_in_backward_and_in_a_second_one(keep):
     torch.manual_seed(0)
     x = torch.ones(1, 12, 4, requires_grad=True)
-    out = in_token_chunks(nn.Dropout(0.5), 5, x)
-    (grad,) = torch.autograd.grad(out.sum(), x)
+    out = in_token_chunks(nn.Dropout(0.5), 5, x, keep=keep)
     assert 0 < int((out == 0).sum()) < out.numel()
-    assert torch.equal(grad, out.detach())
+    for retain_graph in (True, False):
+        (grad,) = torch.autograd.grad(out.sum(), x, retain_graph=retain_graph)
+        assert torch.equal(grad, out.detach())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_output_that_nothing_depends_on_needs_no_gradient(keep):
+    module, x = TwoOutputs().double(), torch.randn(2, 11, 5, dtype=torch.float64, requires_grad=True)
+    first, _, _ = in_token_chunks(module, 4, x, x.new_ones(2, 11, 1), keep=keep)
+    expected = torch.autograd.grad(module(x, 1)[0].sum(), [x, *module.dense.parameters()])
+    for one, other in zip(torch.autograd.grad(first.sum(), [x, *module.dense.parameters()]), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_parameter_changed_before_backward_raises(keep):
+    module, x = nn.Linear(5, 3), torch.randn(2, 11, 5, requires_grad=True)
+    loss = in_token_chunks(module, 4, x, keep=keep).sum()
+    with torch.no_grad():
+        module.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def work_in_pieces(monkeypatch, tokens_at_once=7):
+    for module in (layers, feed_forward, modeling_reformer):
+        monkeypatch.setattr(module, "fitting_tokens", lambda *sizes: tokens_at_once)
+    monkeypatch.setattr(modeling_reformer, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(layers, "WORTH_REUSING", 1)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("reversible", [True, False])
+def test_a_model_in_cache_sized_pieces(reversible, labelled, monkeypatch):
+    """Everything token-wise 7 of 50 tokens at a time, with and without gradient: logits, loss and gradients agree."""
+    config = tiny_config(KINDS, reversible=reversible, hash_seed=1)
+    model, input_ids = build(config).train(), tokens(config, 2, 50)
+
+    def results():
+        model.zero_grad()
+        out = model(input_ids, labels=input_ids if labelled else None)
+        loss = out.loss if labelled else (out.logits * out.logits.detach().cos()).sum()
+        loss.backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters()}
+        with torch.no_grad():
+            return {**found, "logits": out.logits.detach(), "loss": loss.detach(), "evaluated": model(input_ids).logits}
+
+    expected = results()
+    work_in_pieces(monkeypatch)
+    assert modeling_reformer.fitting_tokens(None, 1, 1) == 7
+    for name, tensor in results().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-11, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_hook_on_the_norm_or_the_head_sees_all_tokens_at_once(monkeypatch):
+    work_in_pieces(monkeypatch)
+    config = tiny_config(KINDS)
+    model, input_ids = build(config), tokens(config, 2, 50)
+    for module in (model.reformer, model.reformer.encoder, model.lm_head, model.lm_head.decoder):
+        seen = []
+        handle = module.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
+        with torch.no_grad():
+            model(input_ids)
+        handle.remove()
+        first = seen[0] if torch.is_tensor(seen[0]) else seen[0][0]
+        assert len(seen) == 1 and first.shape[:2] == (2, 50), type(module)
+
+
+def test_gradients_that_a_hook_keeps_are_not_written_over(monkeypatch):
+    work_in_pieces(monkeypatch)
+    config = tiny_config(KINDS, hash_seed=1)
+    model, input_ids = build(config).train(), tokens(config, 2, 50)
+    kept, copies = [], []
+
+    def keep(module, grad_input, grad_output):
+        for grad in (*grad_input, *grad_output):
+            if grad is not None:
+                kept.append(grad)
+                copies.append(grad.clone())
+
+    for layer in model.reformer.encoder.layers:
+        layer.register_full_backward_hook(keep)
+    model(input_ids, labels=input_ids).loss.backward()
+    assert len(kept) >= 2 * len(KINDS)
+    for grad, copy in zip(kept, copies, strict=True):
+        assert torch.equal(grad, copy)
 
 
 def make_many(monkeypatch):

@@ -24,6 +24,8 @@ from .tracing import tracing
 
 logger = logging.get_logger(__name__)
 
+LEAST_TOKENS = 64  # that the head works on at a time, however large the vocabulary
+
 
 class _OldCacheName:
     """The cache under the name it had in the Reformer of transformers."""
@@ -274,7 +276,7 @@ class _LanguageModel(ReformerPreTrainedModel):
         head = _NormedHead(self.reformer.encoder.final_norm, head)
         numbers = max(2 * self.config.hidden_size, self.config.vocab_size)
         batch, length = inputs[0].shape[:2]
-        step = chunk or max(64, fitting_tokens(inputs[0], numbers, batch))
+        step = chunk or max(LEAST_TOKENS, fitting_tokens(inputs[0], numbers, batch))
         keep = chunk == 0 and length <= MANY_TOKENS // batch
         if labels is None:
             return None, in_token_chunks(head, step, *inputs, keep=keep)
