@@ -46,7 +46,7 @@ def _lengths(peers, lengths):
 
 
 GPT2 = Run("GPT-2 with SDPA", peer="gpt2")
-MILLION = {"rounds": 1, "chunk_size_lm_head": 16 * K}
+MILLION = {"rounds": 1, "chunk_size_lm_head": 2 * K}
 
 CASES = (
     Case(

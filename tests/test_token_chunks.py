@@ -200,6 +200,7 @@ def test_local_attention_by_segments_sees_what_its_windows_hold(monkeypatch):
     with torch.no_grad():
         expected = model(input_ids).logits
     make_many(monkeypatch)
+    monkeypatch.setattr(layers, "fitting_tokens", lambda *sizes: 24)
     used = []
     segment = layers._LocalSegment.forward
     monkeypatch.setattr(layers._LocalSegment, "forward", lambda self, x: used.append(x.shape[1]) or segment(self, x))

@@ -63,28 +63,27 @@ class ReformerAttention(nn.Module):
         """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, hidden), or (B, L, H * D) without the output
         projection."""
         batch, length, hidden = hidden_states.shape
-        many = MANY_TOKENS // batch or 1
-        if self._works_by_segments(length, many, **arguments):
+        step = fitting_tokens(hidden_states, hidden, batch)
+        keep = length <= MANY_TOKENS // batch
+        if not keep and self._works_by_segments(**arguments):
             chunk = self.self_attention.chunk_length
+            step, halo = max(1, step // chunk - self.self_attention.before) * chunk, self.self_attention.before * chunk
             segment = _LocalSegment(self.layer_norm, self.self_attention)
-            attended = in_token_chunks(
-                segment, max(1, many // chunk) * chunk, hidden_states, halo=self.self_attention.before * chunk
-            )
+            attended = in_token_chunks(segment, step, hidden_states, halo=halo, keep=keep)
             attended = SelfAttentionOutput(attended, None, None)
         else:
             projection = _NormedProjection(self.layer_norm, self.self_attention)
-            step = fitting_tokens(hidden_states, hidden, batch)
-            vectors = in_token_chunks(projection, step, hidden_states, keep=length <= many)
-            attended = self.self_attention(vectors, **arguments)
+            attended = self.self_attention(in_token_chunks(projection, step, hidden_states, keep=keep), **arguments)
         if not project_output:
             return attended
         return SelfAttentionOutput(self.output(attended.hidden_states), *attended[1:])
 
-    def _works_by_segments(self, length, step, real_tokens=None, output_attentions=False, cache=None, **unused):
-        """Causal local attention over a long input needs only its window, so that whole segments can be worked on alone."""
+    def _works_by_segments(self, real_tokens=None, output_attentions=False, cache=None, **unused):
+        """Causal local attention over a long input needs only its window, so that segments that fit into the processor's
+        cache can be worked on alone. (Below `MANY_TOKENS` the whole at once is faster.)"""
         attention = self.self_attention
         local = attention.layer_type in LOCAL_LAYERS and attention.config.is_decoder and attention.after == 0
-        return local and length > step and real_tokens is None and not output_attentions and cache is None
+        return local and real_tokens is None and not output_attentions and cache is None
 
 
 class _NormedProjection(nn.Module):
@@ -136,7 +135,10 @@ class ReformerLayer(nn.Module):
             rotations = self.attention.self_attention.sample_rotations(num_hashes, x2.device, x2.dtype)
         arguments = {"real_tokens": real_tokens, "rotations": rotations, "output_attentions": output_attentions}
         if tape is not None:
-            return reversible_layer(tape, self.attention, self.feed_forward, x1, x2, bottom=self.bottom, **arguments)
+            overwrite = not tape.exposed and not self.bottom
+            return reversible_layer(
+                tape, self.attention, self.feed_forward, x1, x2, bottom=self.bottom, overwrite=overwrite, **arguments
+            )
         if cache is not None:
             cache.rotations = rotations
         if torch.is_grad_enabled() or tracing():

@@ -103,6 +103,7 @@ class Call:
     attention: torch.nn.Module
     feed_forward: torch.nn.Module
     bottom: bool
+    overwrite: bool
     arguments: dict[str, Any]
     attentions: torch.Tensor | None = None
     names: list[list[str]] = field(default_factory=list)
@@ -114,7 +115,7 @@ class Call:
         return [core, *(dict(module.named_parameters()) for module in others)]
 
 
-def reversible_layer(tape, attention, feed_forward, x1, x2, bottom=False, **arguments):
+def reversible_layer(tape, attention, feed_forward, x1, x2, bottom=False, overwrite=False, **arguments):
     """y1 = x1 + attention(x2), y2 = x2 + feed_forward(y1), without keeping anything for backward.
 
     Args:
@@ -124,11 +125,12 @@ def reversible_layer(tape, attention, feed_forward, x1, x2, bottom=False, **argu
             `attentions`.
         feed_forward: maps y1 token by token; both are called with `feed_forward.chunk_length(batch size)` tokens at a time.
         bottom: there is no layer below, and so nothing to put on the tape.
+        overwrite: y1 and y2 may stand in the memory of x1 and x2, which must be two tensors that nobody needs any more.
 
     Returns:
         y1, y2, and the attention probabilities (no gradient) or None.
     """
-    call = Call(attention, feed_forward, bottom, {**arguments, "project_output": False})
+    call = Call(attention, feed_forward, bottom, overwrite, {**arguments, "project_output": False})
     named = call.parts()
     call.names = [list(part) for part in named]
     y1, y2 = _ReversibleLayer.apply(tape, call, x1, x2, *(p for part in named for p in part.values()))
@@ -145,10 +147,11 @@ class _ReversibleLayer(torch.autograd.Function):
         ctx.routing, call.attentions = core.routing, core.attentions
         step = call.feed_forward.chunk_length(len(x2))
         ctx.output_state = ReplayState(x2)
-        y1 = add_half(call.attention.output, core.hidden_states, x1, step)
+        over1, over2 = (x1.detach(), x2.detach()) if call.overwrite else (None, None)
+        y1 = add_half(call.attention.output, core.hidden_states, x1, step, over1)
         del core
         ctx.feed_forward_state = ReplayState(x2)
-        y2 = add_half(call.feed_forward, y1, x2, step)
+        y2 = add_half(call.feed_forward, y1, x2, step, over2)
         return y1, y2
 
     @staticmethod

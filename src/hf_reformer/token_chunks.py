@@ -60,15 +60,13 @@ def in_token_chunks(module, step, *inputs, halo=0, keep=False):
             nothing but the `halo` tokens before a token.
         inputs: tensors (B, L, ...).
         halo: tokens before each chunk that the module is given too; what it says of them is thrown away.
-        keep: keep what backward needs instead of computing it again; as fast as can be, with the memory of ordinary
-            autograd. Not with a `halo`.
+        keep: keep what backward needs instead of computing it again: faster, with the memory of ordinary autograd.
     """
     if tracing() or inputs[0].shape[1] <= step:
         return module(*inputs)
+    call = _Call(module, [n for n, _ in module.named_parameters()], step, halo, len(inputs), keep)
     if not torch.is_grad_enabled():
-        return _forward(module, step, halo, inputs)
-    names = [n for n, _ in module.named_parameters()]
-    call = _Call(module, names, step, halo, len(inputs), keep and halo == 0)
+        return call.outputs(inputs)
     outputs = _TokenChunks.apply(call, *inputs, *(p for _, p in module.named_parameters()))
     if not call.is_tuple:
         return outputs[0]
@@ -82,19 +80,10 @@ def _with_halo(part, halo):
     return slice(start, part.stop), part.start - start
 
 
-def _forward(module, step, halo, inputs):
-    whole = None
-    for part in parts(inputs[0].shape[1], step):
-        wide, extra = _with_halo(part, halo)
-        result = module(*(x[:, wide] for x in inputs))
-        pieces = [None if x is None else x[:, extra:] for x in as_tuple(result)]
-        if whole is None:
-            shapes = ((x.shape[0], inputs[0].shape[1], *x.shape[2:]) if x is not None else None for x in pieces)
-            whole = [None if s is None else x.new_empty(s) for x, s in zip(pieces, shapes, strict=True)]
-        for target, piece in zip(whole, pieces, strict=True):
-            if piece is not None:
-                target[:, part] = piece
-    return tuple(whole) if isinstance(result, tuple) else whole[0]
+def _cut(result, extra):
+    """Without the tokens of the halo."""
+    cut = tuple(None if x is None else x[:, extra:] for x in as_tuple(result))
+    return cut if isinstance(result, tuple) else cut[0]
 
 
 def as_tuple(result):
@@ -115,20 +104,20 @@ class _Call:
     def parts(self, inputs):
         return parts(inputs[0].shape[1], self.step)
 
-    def run_keeping(self, inputs, needed, leaves):
-        """The outputs, without gradient, and the graph of each chunk. `leaves`: the parameters."""
+    def outputs(self, inputs):
+        """What the module makes of the inputs, without gradient."""
+        return self._joined(inputs, lambda pieces, extra: _cut(self.module(*pieces), extra))
+
+    def outputs_and_graphs(self, inputs, needed, leaves):
+        """The same, and the graph of each chunk. `leaves`: the parameters."""
         graphs = []
 
-        def chunk(*pieces):
-            graph, result = self._graph(pieces, needed)
+        def chunk(pieces, extra):
+            graph, result = self._graph(pieces, needed, extra)
             graphs.append(graph)
-            detached = tuple(None if x is None else x.detach() for x in as_tuple(result))
-            return detached if isinstance(result, tuple) else detached[0]
+            return result
 
-        def work():
-            return _forward(chunk, self.step, 0, inputs)
-
-        return with_parameters(self.module, self.names, leaves, work), graphs
+        return with_parameters(self.module, self.names, leaves, lambda: self._joined(inputs, chunk)), graphs
 
     def graphs(self, inputs, needed):
         """The graph of each chunk, one after another."""
@@ -136,11 +125,25 @@ class _Call:
             wide, extra = _with_halo(part, self.halo)
             yield self._graph([x[:, wide] for x in inputs], needed, extra)[0]
 
-    def _graph(self, pieces, needed, extra=0):
+    def _graph(self, pieces, needed, extra):
         pieces = [x.detach().requires_grad_(n) for x, n in zip(pieces, needed, strict=True)]
         with torch.enable_grad():
-            result = self.module(*pieces)
-            return Graph([x[:, extra:] for x in as_tuple(result) if x is not None], pieces), result
+            result = _cut(self.module(*pieces), extra)
+            return Graph([x for x in as_tuple(result) if x is not None], pieces), result
+
+    def _joined(self, inputs, chunk):
+        whole = None
+        for part in parts(inputs[0].shape[1], self.step):
+            wide, extra = _with_halo(part, self.halo)
+            result = chunk([x[:, wide] for x in inputs], extra)
+            pieces = as_tuple(result)
+            if whole is None:
+                shapes = ((x.shape[0], inputs[0].shape[1], *x.shape[2:]) if x is not None else None for x in pieces)
+                whole = [None if s is None else x.new_empty(s) for x, s in zip(pieces, shapes, strict=True)]
+            for target, piece in zip(whole, pieces, strict=True):
+                if piece is not None:
+                    target[:, part] = piece.detach()
+        return tuple(whole) if isinstance(result, tuple) else whole[0]
 
 
 class _TokenChunks(torch.autograd.Function):
@@ -151,10 +154,10 @@ class _TokenChunks(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         if call.keep:
             inputs, needed, ctx.leaves = _split(ctx, tensors)
-            outputs, ctx.graphs = call.run_keeping(inputs, needed, ctx.leaves)
+            outputs, ctx.graphs = call.outputs_and_graphs(inputs, needed, ctx.leaves)
         else:
             ctx.graphs = None
-            outputs = _forward(call.module, call.step, call.halo, tensors[: call.inputs])
+            outputs = call.outputs(tensors[: call.inputs])
         call.is_tuple = isinstance(outputs, tuple)
         outputs = as_tuple(outputs)
         call.exists = [x is not None for x in outputs]
