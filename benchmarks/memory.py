@@ -1,5 +1,6 @@
-"""`python -m benchmarks.memory [tokens]`: the tensors that live when a training step needs most memory, largest first, by the
-place that made them; the model of the case `million`, 1 hash round. Only tensors are counted, not what the allocator keeps.
+"""`python -m benchmarks.memory [tokens] [--layers N]`: the tensors that live when a training step needs most memory, largest
+first, by the place that made them; the model of the case `million`, 1 hash round. Tensors alone are counted, not what the
+allocator keeps; parameters, their gradients and the optimiser's state are left out.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from .cases import CASES
 from .models import build
 
 PACKAGE = "hf_reformer"
-SMALLEST = 2**20  # bytes; smaller tensors are not followed
 
 
 @dataclass
@@ -41,8 +41,9 @@ def place():
 class LiveTensors(TorchDispatchMode):
     """Follows every storage that an operation makes; `peak` holds those alive when their sum was greatest."""
 
-    def __init__(self):
+    def __init__(self, ignored):
         super().__init__()
+        self.ignored = {x.untyped_storage()._cdata for x in ignored}
         self.live, self.peak, self.highest = {}, [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -59,42 +60,43 @@ class LiveTensors(TorchDispatchMode):
         storage = x.untyped_storage()
         reference = StorageWeakRef(storage)
         known = self.live.get(reference.cdata)
-        if storage.nbytes() < SMALLEST or (known is not None and not known.reference.expired()):
+        if storage._cdata in self.ignored or (known is not None and not known.reference.expired()):
             return False
         self.live[reference.cdata] = Storage(reference, storage.nbytes(), tuple(x.shape), x.dtype, place())
         return True
 
 
 def peak_of_a_step(run):
-    """The storages alive at the peak of forward, backward and Adam step, and their sum in bytes."""
+    """The storages alive at the peak of forward and backward, without parameters and their gradients."""
     model = build(run).train()
-    optimizer = torch.optim.Adam(model.parameters())
     input_ids = torch.randint(320, (1, run.length))
-    with LiveTensors() as tensors:
+    with LiveTensors(model.parameters()) as tensors:
         model(input_ids, labels=input_ids).loss.backward()
-        optimizer.step()
-    return tensors.peak, tensors.highest
+    gradients = {p.grad.untyped_storage()._cdata for p in model.parameters()}
+    return [s for s in tensors.peak if s.reference.cdata not in gradients]
 
 
-def table(storages, total):
+def table(storages):
     """Markdown; storages of one place and shape stand in one row."""
-    rows = {}
+    rows, total = {}, sum(s.size for s in storages)
     for s in storages:
         row = rows.setdefault((s.place, s.shape, s.dtype), [0, 0])
         row[0] += 1
         row[1] += s.size
     lines = ["| made in | shape | type | tensors | MiB |", "|---|---|---|---|---|"]
     for (where, shape, dtype), (count, size) in sorted(rows.items(), key=lambda row: -row[1][1]):
-        if size >= total / 1000:
+        if size >= total / 500:
             lines.append(f"| `{where}` | {shape} | {str(dtype)[6:]} | {count} | {size / 2**20:,.0f} |")
     return "\n".join([*lines, f"| all | | | {len(storages)} | {total / 2**20:,.0f} |"])
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("tokens", nargs="?", type=int, default=2**18)
+    parser.add_argument("tokens", nargs="?", type=int, default=2**20)
+    parser.add_argument("--layers", type=int, default=6)
+    args = parser.parse_args()
     run = next(case for case in CASES if case.name == "million").runs[-1]
-    print(table(*peak_of_a_step(replace(run, length=parser.parse_args().tokens))))
+    print(table(peak_of_a_step(replace(run, length=args.tokens, layers=args.layers))))
 
 
 if __name__ == "__main__":
