@@ -19,7 +19,7 @@ def measure(run):
     optimizer = torch.optim.Adam(model.parameters()) if run.mode == "train" else None
     input_ids = torch.randint(320, (1, run.length), generator=torch.Generator().manual_seed(1))
     before = _resident()
-    times = [_step(model, optimizer, input_ids) for _ in range(1 + run.steps)]
+    times = [run_step(model, optimizer, input_ids) for _ in range(1 + run.steps)]
     state = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
         "seconds": statistics.median(times[1:] or times),
@@ -29,7 +29,8 @@ def measure(run):
     }
 
 
-def _step(model, optimizer, input_ids):
+def run_step(model, optimizer, input_ids):
+    """Seconds of one step; without an optimizer a forward without gradient."""
     start = time.perf_counter()
     if optimizer is None:
         with torch.no_grad():

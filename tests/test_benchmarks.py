@@ -8,7 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, OURS, STOCK, Case
+from benchmarks.memory import peak_of_a_step, table
 from benchmarks.models import build, floor_seconds, forward_flops
+from benchmarks.profile import shares
 from benchmarks.report import markdown
 
 
@@ -57,3 +59,28 @@ def test_generation_becomes_tables():
     table = markdown({"machine": "", "gflops": 1, "command": "", "cases": [], "generation": rows})
     assert "| ours | 6.50 | 7.25 | 2,048 |" in table
     assert "| ours | 0.75 |" in table
+
+
+def peak_bytes(**changes):
+    run = replace(OURS, length=1024, rounds=1, **changes)
+    return sum(storage.size for storage in peak_of_a_step(run))
+
+
+def test_memory_beyond_parameters_and_gradients_hardly_grows_with_depth():
+    """12 layers beside 2; an ordinary stack keeps the activations of each."""
+    assert peak_bytes(layers=12) <= 1.1 * peak_bytes(layers=2)
+    assert peak_bytes(layers=12, reversible=False) > 3 * peak_bytes(layers=2, reversible=False)
+
+
+def test_the_table_of_memory_counts_every_storage_once():
+    peak = peak_of_a_step(replace(OURS, length=512, rounds=1, layers=2))
+    rows = [line.split("|") for line in table(peak).splitlines()[2:]]
+    assert rows[-1][1].strip() == "all" and int(rows[-1][4]) == len(peak)
+    assert len({storage.reference.cdata for storage in peak}) == len(peak)
+    assert any("(1, 512, 256)" in row[2] for row in rows)
+
+
+def test_the_kinds_of_a_profile_hold_most_of_a_step():
+    found = shares(replace(OURS, length=1024, rounds=1, layers=2))
+    assert all(seconds >= 0 for seconds in found.values())
+    assert found["matrix products"] > 0.2 * sum(found.values())

@@ -174,13 +174,17 @@ def ring_windows(slots, chunk, before, after, rounds_length, rounds):
     return keys // rounds_length, keys % rounds_length
 
 
-def insert_in_order(order, slots, token):
-    """(B, H, R, L) int32 -> (B, H, R, L + 1): `token` put into the slots (B, H, R, 1), the later ones moved on by one."""
-    longer = torch.nn.functional.pad(order, (0, 1), value=token)
-    shifted = torch.nn.functional.pad(order, (1, 0), value=token)
-    place = torch.arange(longer.shape[-1], device=order.device)
-    moved = torch.where(place > slots, shifted, longer)
-    return moved.masked_fill_(place == slots, token)
+def insert_in_order(padded, slots, token):
+    """An order of L tokens, into which one more is put: (B, H, R, L + 2) int32 -> (B, H, R, L + 3).
+
+    Both have one place more at either end than they have tokens, so that the tokens behind the new one can be moved on in
+    one pass. slots: (B, H, R, 1), where `token` goes.
+    """
+    longer = padded.new_empty((*padded.shape[:-1], padded.shape[-1] + 1))
+    moved_on = torch.arange(padded.shape[-1] - 1, device=padded.device) > slots
+    torch.where(moved_on, padded[..., :-1], padded[..., 1:], out=longer[..., 1:-1])
+    longer[..., 1:-1].scatter_(-1, slots, token)
+    return longer
 
 
 def inverse_order(order):

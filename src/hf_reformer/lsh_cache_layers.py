@@ -165,7 +165,13 @@ class LSHCacheLayer(HashedCacheLayer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.order = None  # (B, H, R, L) int32, or None after a crop
+        self.padded = None  # (B, H, R, 1 + L + 1) int32, the order between two unused places, or None after a crop
+        self.counts = None  # (B, H, R, buckets + 1), tokens in each bucket
+
+    @property
+    def order(self):
+        """(B, H, R, L) int32, or None."""
+        return None if self.padded is None else self.padded[..., 1:-1]
 
     def members_per_query(self, module):
         return module.chunk_length * (module.before + 1 + module.after) * self.buckets.shape[2]
@@ -180,8 +186,8 @@ class LSHCacheLayer(HashedCacheLayer):
         )
         real = self.real()
         seen = s < (stored if real is None else real.sum(1).view(-1, 1, 1, 1, 1))
-        places = (r * stored + s.clamp(max=stored - 1)).flatten(2)
-        members = self.order.flatten(2).gather(2, places).view(s.shape).to(torch.int64)
+        places = (r * (stored + 2) + s.clamp(max=stored - 1) + 1).flatten(2)
+        members = self.padded.flatten(2).gather(2, places).view(s.shape).to(torch.int64)
         queries = torch.arange(start, end, device=members.device)[:, None]
         seen = seen & (members < queries)
         return rounds_side_by_side(members), rounds_side_by_side(seen)
@@ -189,8 +195,10 @@ class LSHCacheLayer(HashedCacheLayer):
     def _slots(self, stored):
         """Slots of the latest tokens in each round, (B, H, R, at least as many as are new)."""
         if self.order is not None and self.order.shape[-1] == stored - 1:
-            place = (self.buckets[..., : stored - 1] <= self.buckets[..., stored - 1 : stored]).sum(-1, keepdim=True)
-            self.order = insert_in_order(self.order, place, stored - 1)
+            bucket = self.buckets[..., stored - 1 : stored].to(torch.int64)
+            place = self.counts.cumsum(-1).gather(-1, bucket)
+            self.counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
+            self.padded = insert_in_order(self.padded, place, stored - 1)
             return place
         if self.order is None or self.order.shape[-1] != stored:
             self.reindex()
@@ -204,16 +212,21 @@ class LSHCacheLayer(HashedCacheLayer):
         return slots, seen[..., : self.length].expand(shape)
 
     def index(self, order, sorted_buckets):
-        order = order.transpose(0, 1).unflatten(0, (self.keys.shape[0], -1))
+        order, sorted_buckets = (
+            x.transpose(0, 1).unflatten(0, (self.keys.shape[0], -1)) for x in (order, sorted_buckets)
+        )
         if order.shape[-1] > self.length:  # padded by the module: those stand last
-            order = order[..., : self.length]
-        self.order = order
+            order, sorted_buckets = order[..., : self.length], sorted_buckets[..., : self.length]
+        self.padded = torch.nn.functional.pad(order, (1, 1))
+        buckets = sorted_buckets.to(torch.int64)
+        self.counts = buckets.new_zeros((*buckets.shape[:3], self.num_buckets + 1))
+        self.counts.scatter_add_(-1, buckets, torch.ones_like(buckets))
 
     def crop_to(self, length):
-        self.order = None if length != self.length else self.order
+        self.padded = None if length != self.length else self.padded
         super().crop_to(length)
 
     def select_rows(self, select):
         super().select_rows(select)
-        if self.length > 0 and self.order is not None:
-            self.order = select(self.order)
+        if self.length > 0 and self.padded is not None:
+            self.padded, self.counts = select(self.padded), select(self.counts)
