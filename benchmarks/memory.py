@@ -92,7 +92,7 @@ def table(storages):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("tokens", nargs="?", type=int, default=2**20)
+    parser.add_argument("tokens", nargs="?", type=int, default=2**18)
     parser.add_argument("--layers", type=int, default=6)
     args = parser.parse_args()
     run = next(case for case in CASES if case.name == "million").runs[-1]
