@@ -175,7 +175,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path, tiny, monke
     assert results[0]["after"] == results[1]["after"]
 
 
-def test_ctrl_c_leaves_a_model_that_loads(corpus, tmp_path, tiny, monkeypatch):
+@pytest.fixture
+def ordinary_interrupts():
+    """Python's own handler of Ctrl-C, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_a_model_that_loads(ordinary_interrupts, corpus, tmp_path, tiny, monkeypatch):
     interrupt_at(monkeypatch, step=2)
     assert cli.main(quickstart_args(corpus, tmp_path)) == 130
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -183,7 +191,9 @@ def test_ctrl_c_leaves_a_model_that_loads(corpus, tmp_path, tiny, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_saved_state(corpus, tmp_path, tiny, monkeypatch):
+def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_saved_state(
+    ordinary_interrupts, corpus, tmp_path, tiny, monkeypatch
+):
     interrupt_at(monkeypatch, step=5, times=2)
     monkeypatch.setattr(quickstart_training, "SAVES_PER_RUN", 2)  # after steps 3 and 6
     assert cli.main(quickstart_args(corpus, tmp_path)) == 130

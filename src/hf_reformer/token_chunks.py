@@ -121,7 +121,7 @@ class _Call:
 
     def graphs(self, inputs, needed):
         """The graph of each chunk, one after another."""
-        for part in parts(inputs[0].shape[1], self.step):
+        for part in self.parts(inputs):
             wide, extra = _with_halo(part, self.halo)
             yield self._graph([x[:, wide] for x in inputs], needed, extra)[0]
 
@@ -133,7 +133,7 @@ class _Call:
 
     def _joined(self, inputs, chunk):
         whole = None
-        for part in parts(inputs[0].shape[1], self.step):
+        for part in self.parts(inputs):
             wide, extra = _with_halo(part, self.halo)
             result = chunk([x[:, wide] for x in inputs], extra)
             pieces = as_tuple(result)
@@ -198,7 +198,7 @@ def _backward(call, graphs, inputs, needed, leaves, grad_outputs):
     new = torch.zeros_like if call.halo else torch.empty_like
     grads = [new(x) if n else None for x, n in zip(inputs, needed, strict=True)]
     totals = [None] * len(leaves)
-    for part in parts(inputs[0].shape[1], call.step):
+    for part in call.parts(inputs):
         wide, _ = _with_halo(part, call.halo)
         pieces, more = next(graphs).gradients(leaves, [None if g is None else g[:, part] for g in grad_outputs])
         for grad, piece in zip(grads, pieces, strict=True):
