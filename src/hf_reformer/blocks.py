@@ -30,27 +30,23 @@ class Vectors(NamedTuple):
     rows: torch.Tensor | slice  # (n * U)
     query_rows: torch.Tensor | slice  # (n * G * M)
     shared: torch.Tensor | None  # (n, U, D), queries before they are normalised to keys
-    scales: torch.Tensor | None  # (n, U, 1), what a shared query is multiplied by to be a key
     q: torch.Tensor  # (n * G, M, D)
     k: torch.Tensor  # (n, U, D)
     v: torch.Tensor  # (n, U, D)
 
 
-def gather(q, k, v, scales, layout, block):
-    """The vectors of a block; `scales`: `key_scales(q)` where queries and keys are shared, and k is None."""
+def gather(q, k, v, layout, block):
     rows, query_rows = layout.rows(block)
     shape = (block.ring_end - block.ring, -1, v.shape[-1])
     working = torch.promote_types(v.dtype, torch.float32)
     values = take(v, rows).view(shape).to(working)
     if k is None:
-        shared, scales = take(q, rows).view(shape).to(working), take(scales, rows).view(*shape[:2], 1)
-        queries, keys = layout.middle(shared), shared * scales
+        shared = take(q, rows).view(shape).to(working)
+        queries, keys = layout.middle(shared), unit_keys(shared)
     else:
-        shared, scales, keys = None, None, take(k, rows).view(shape).to(working) * v.shape[-1] ** -0.5
+        shared, keys = None, take(k, rows).view(shape).to(working) * v.shape[-1] ** -0.5
         queries = take(q, query_rows).to(working)
-    return Vectors(
-        rows, query_rows, shared, scales, queries.reshape(-1, layout.chunk_length, v.shape[-1]), keys, values
-    )
+    return Vectors(rows, query_rows, shared, queries.reshape(-1, layout.chunk_length, v.shape[-1]), keys, values)
 
 
 def take(x, rows):
@@ -74,24 +70,20 @@ def add_(x, rows, values):
         x.index_add_(0, rows, values)
 
 
-def key_scales(q):
-    """(T, D) -> (T, 1), in float32 at least: q times it is a key of unit length, q / sqrt(mean(q^2) + 1e-6) / sqrt(D), so that
-    a score is q . k alone."""
-    squares = torch.linalg.vector_norm(
-        q, dim=-1, keepdim=True, dtype=torch.promote_types(q.dtype, torch.float32)
-    ).square()
-    return torch.rsqrt(squares + NORM_EPSILON * q.shape[-1])
+def _inverse_norm(x):
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON)
 
 
 def unit_keys(x):
-    """Keys of unit length from shared queries (..., D): the same where autograd or a graph of the model is to follow."""
-    return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON) * x.shape[-1] ** -0.5)
+    """Keys of unit length from shared queries, x / sqrt(mean(x^2) + 1e-6) / sqrt(D): a score is then q . k alone."""
+    return x * (_inverse_norm(x) * x.shape[-1] ** -0.5)
 
 
-def unit_keys_backward(x, scales, grad_k):
-    """dk/dx of k = x s, s = (|x|^2 + 1e-6 D)^(-1/2): dx = s (dk - x s^2 (x . dk))."""
-    along = (x * grad_k).sum(-1, keepdim=True).mul_(scales * scales)
-    return torch.addcmul(grad_k, x, along, value=-1).mul_(scales)
+def unit_keys_backward(x, grad_k):
+    """dk/dx: with n the inverse norm, k = x n / sqrt(D), dx = n / sqrt(D) (dk - x n^2 (x . dk) / D)."""
+    norm = _inverse_norm(x)
+    along = (x * grad_k).sum(-1, keepdim=True).mul_(norm * norm / x.shape[-1])
+    return torch.addcmul(grad_k, x, along, value=-1).mul_(norm * x.shape[-1] ** -0.5)
 
 
 class Gradients(NamedTuple):

@@ -27,7 +27,6 @@ from .blocks import (
     add_,
     alone,
     gather,
-    key_scales,
     put_,
     sdpa_applies,
     take,
@@ -75,7 +74,7 @@ class ChunkedAttention(torch.autograd.Function):
             if kernel is FlexRings:
                 out, lse_rounds, lse = FlexRings.rings(q, k, v, layout)
             else:
-                out, lse_rounds, lse = _forward(q, k, v, layout, dropout_mask, kernel, any(ctx.needs_input_grad))
+                out, lse_rounds, lse = _forward(q, k, v, layout, dropout_mask, kernel)
         ctx.save_for_backward(q, k, v, out, lse_rounds, lse, dropout_mask)
         ctx.layout, ctx.kernel = layout, kernel
         return out
@@ -89,18 +88,15 @@ class ChunkedAttention(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _forward(q, k, v, layout, dropout_mask, kernel, with_rounds):
-    """Merged output, logsumexp of each round (only `with_rounds`) and over all of them."""
+def _forward(q, k, v, layout, dropout_mask, kernel):
     working = torch.promote_types(v.dtype, torch.float32)
-    scales = key_scales(q) if k is None else None
     out = v.new_empty(v.shape, dtype=working)
     lse = v.new_empty((v.shape[0], 1), dtype=working)
-    lse_rounds = v.new_empty((layout.rounds, v.shape[0], 1), dtype=working) if with_rounds else None
+    lse_rounds = v.new_empty((layout.rounds, v.shape[0], 1), dtype=working)
     for block in layout.blocks():
-        x = gather(q, k, v, scales, layout, block)
+        x = gather(q, k, v, layout, block)
         new_out, new_lse = kernel.forward(x, layout, block, dropout_mask)
-        if with_rounds:
-            put_(lse_rounds[block.round], x.query_rows, new_lse)
+        put_(lse_rounds[block.round], x.query_rows, new_lse)
         if block.round > 0:
             old_out, old_lse = take(out, x.query_rows), take(lse, x.query_rows)
             new_out, new_lse = _merge(old_out, old_lse, new_out, new_lse)
@@ -123,14 +119,13 @@ def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, ker
     grad_q, grad_k, grad_v = torch.zeros_like(out), None if k is None else torch.zeros_like(out), torch.zeros_like(out)
     own = alone(lse)
     grad_v.index_copy_(0, own, grad_out.index_select(0, own) * self_weight(layout, out.dtype, own))
-    scales = key_scales(q) if k is None else None
     for block in layout.blocks():
-        x = gather(q, k, v, scales, layout, block)
+        x = gather(q, k, v, layout, block)
         y = Gradients(*(take(z, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))
         d_q, d_k, d_v = kernel.backward(x, layout, block, dropout_mask, y)
         add_(grad_v, x.rows, d_v.flatten(0, 1))
         if k is None:
-            d_x = unit_keys_backward(x.shared, x.scales, d_k)
+            d_x = unit_keys_backward(x.shared, d_k)
             layout.middle(d_x).add_(d_q.view(layout.middle(d_x).shape))
             add_(grad_q, x.rows, d_x.flatten(0, 1))
         else:
@@ -144,10 +139,9 @@ def attention_probabilities(q, k, v, layout):
     as in transformers, and a token that sees nothing on itself. No gradient, and memory for all of it."""
     q, k, v = (None if x is None else x.detach().reshape(-1, x.shape[-1]) for x in (q, k, v))
     own = layout.before * layout.chunk_length
-    scales = key_scales(q) if k is None else None
     parts = []
     for block in layout.blocks():
-        probs, lse = EagerBlocks.softmax(gather(q, k, v, scales, layout, block), layout, block)
+        probs, lse = EagerBlocks.softmax(gather(q, k, v, layout, block), layout, block)
         itself = torch.eye(layout.chunk_length, probs.shape[-1] - own, dtype=probs.dtype, device=probs.device)
         probs = torch.where(lse < ALONE, torch.nn.functional.pad(itself, (own, 0)), probs)
         parts.append(probs.flatten(0, 1))

@@ -11,9 +11,10 @@ STEPS = 2**16  # a probability is rounded to a multiple of 1 / STEPS
 class Dropout(nn.Dropout):
     """`torch.nn.Dropout`, of any shape; on a CPU with 16 random bits for each number.
 
-    PyTorch's own masks for CPUs are drawn one number at a time, 32 bits or more for each: 2.1 ms for 2 MiB of float32 on an
-    AMD EPYC, here 0.4 ms. With k = round(p * 65,536), a number is dropped with probability k / 65,536 and else multiplied
-    by 65,536 / (65,536 - k), so the expectation is kept exactly. Other devices, and traced models, get PyTorch's.
+    PyTorch's own masks for CPUs are drawn one number at a time, 32 bits or more for each; what is left of the cost is the
+    benchmark's case `dropout`. With k = round(p * 65,536), a number is dropped with probability
+    k / 65,536 and else multiplied by 65,536 / (65,536 - k), so the expectation is kept exactly. Other devices, and traced
+    models, get PyTorch's.
     """
 
     def forward(self, x):

@@ -12,7 +12,7 @@ from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
 from .positions import AxialPositionEmbeddings, PositionEmbeddings
 from .reversible import MANY_TOKENS, Tape, add_half, anchor, as_streams, reversible_layer
-from .token_chunks import fitting_tokens, in_token_chunks, parts
+from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
 
 WORTH_REUSING = (
@@ -149,14 +149,11 @@ class ReformerLayer(nn.Module):
 
     def _without_gradient(self, x1, x2, overwrite, keep_last, **arguments):
         """The same with pieces that stay in cache, in the streams' own memory where that may be written over."""
+        step = self.feed_forward.chunk_length(len(x2))
         attended = self.attention(x2, project_output=False, keep_last=keep_last, **arguments)
         x1, x2 = (x[:, -keep_last:] for x in (x1, x2))
-        y1, y2 = (x if overwrite else torch.empty_like(x) for x in (x1, x2))
-        step = self.feed_forward.chunk_length(len(x2))
-        for part in parts(x2.shape[1], step):
-            add_half(self.attention.output, attended.hidden_states[:, part], x1[:, part], step, y1[:, part])
-            add_half(self.feed_forward, y1[:, part], x2[:, part], step, y2[:, part])
-        return y1, y2, attended.attentions
+        y1 = add_half(self.attention.output, attended.hidden_states, x1, step, x1 if overwrite else None)
+        return y1, add_half(self.feed_forward, y1, x2, step, x2 if overwrite else None), attended.attentions
 
 
 class FinalNorm(nn.Module):
