@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 import hf_reformer
-from hf_reformer.atomic import replacing_folder
+from hf_reformer.files import replacing_folder
 
 from . import limits, transformers_format, trax_config, trax_language_model, trax_positions
 from .bounded import read_json, read_text

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-from hf_reformer.conversion import convert
 from transformers.utils import logging
+
+from hf_reformer.conversion import convert
 
 SECONDS = 20
 

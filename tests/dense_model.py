@@ -1,4 +1,4 @@
-"""A whole Reformer on top of `hf_reformer.reference`: dense, functional, written from the specification.
+"""A whole Reformer on top of `hf_reformer.model.reference`: dense, functional, written from the specification.
 
 It knows the model under test only by its configuration fields and its parameter names.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
-from hf_reformer import reference
+from hf_reformer.model import reference
 
 PUBLISHED = ("local", "lsh")
 

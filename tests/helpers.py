@@ -80,7 +80,7 @@ def inject_rotations(monkeypatch, rotations):
         calls.append({"layer_idx": layer_idx, "num_hashes": num_hashes, **others})
         return rotations[layer_idx]
 
-    monkeypatch.setattr("hf_reformer.hashing.sample_rotations", replacement)
+    monkeypatch.setattr("hf_reformer.model.hashing.sample_rotations", replacement)
     return calls
 
 

@@ -12,7 +12,9 @@ from helpers import assert_close, build, inject_rotations, rotations_by_layer, t
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_reformer import ReformerCache, ReformerModel, cache_layers, decoding
+from hf_reformer import ReformerCache, ReformerModel
+from hf_reformer.model import cache_decoding as decoding
+from hf_reformer.model import cache_layers
 
 UNPUBLISHED = ["strict_local", "strict_lsh", "full", "full_shared_qk"]
 EXAMPLES = 40
@@ -113,8 +115,8 @@ def test_rotations_of_each_example_and_float32(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", UNPUBLISHED)
 def test_pieces_longer_than_a_block_of_queries(kind, monkeypatch):
-    monkeypatch.setattr("hf_reformer.cache_layers.BLOCK_QUERIES", 7)
-    monkeypatch.setattr("hf_reformer.decoding.GATHERED_ELEMENTS", 4000)
+    monkeypatch.setattr("hf_reformer.model.cache_layers.BLOCK_QUERIES", 7)
+    monkeypatch.setattr("hf_reformer.model.cache_decoding.GATHERED_ELEMENTS", 4000)
     config = tiny_config([kind] * 3)
     model, input_ids = build(config), tokens(config, 2, 200)
     assert_close(feed(model, input_ids, [100, 30, 1, 20, 49]), full(model, input_ids), TOLERANCE)
@@ -209,7 +211,7 @@ def test_lsh_layers_hash_new_tokens_with_the_rotations_of_the_old(monkeypatch):
         calls.append(layer_idx)
         return torch.randn(num_heads, head_size, num_hashes, rotation_size, dtype=torch.float64)
 
-    monkeypatch.setattr("hf_reformer.hashing.sample_rotations", fresh)
+    monkeypatch.setattr("hf_reformer.model.hashing.sample_rotations", fresh)
     feed(model, input_ids, [30] + [1] * 10)
     assert calls == [0, 1, 2]
 
@@ -487,7 +489,7 @@ def test_what_is_read_of_the_history_does_not_grow_with_it(monkeypatch):
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_last_layer_works_on_what_is_kept_of_a_prompt_alone(kind, padded, keep, monkeypatch):
     """Logits equal the full forward's, and so do those of the tokens that follow, where they do anyway."""
-    monkeypatch.setattr("hf_reformer.layers.WORTH_REUSING", 1)
+    monkeypatch.setattr("hf_reformer.model.layer.WORTH_REUSING", 1)
     model = build(tiny_config(["strict_local", "strict_lsh", kind]))
     input_ids, given = tokens(model.config, 2, 43), []
     mask = torch.ones_like(input_ids)

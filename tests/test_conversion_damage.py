@@ -13,16 +13,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-import hf_reformer.conversion.pickle_reader as pickle_reader
-import hf_reformer.conversion.pickled_names as pickled_names
-import hf_reformer.conversion.torch_files as torch_files
 import numpy as np
 import pytest
 import torch
 from helpers import build, tiny_config
-from hf_reformer.conversion import convert
-from hf_reformer.conversion.npy_stream import read_npy_stream
-from hf_reformer.conversion.pickle_reader import read_pickle
 from trax_checkpoints import (
     AXIAL,
     FIXTURES,
@@ -35,6 +29,13 @@ from trax_checkpoints import (
     write_nested,
     write_newest,
 )
+
+import hf_reformer.conversion.pickle_reader as pickle_reader
+import hf_reformer.conversion.pickled_names as pickled_names
+import hf_reformer.conversion.torch_files as torch_files
+from hf_reformer.conversion import convert
+from hf_reformer.conversion.npy_stream import read_npy_stream
+from hf_reformer.conversion.pickle_reader import read_pickle
 
 WORKER = Path(__file__).parent / "damage_worker.py"
 MAX_GROWTH = 300  # MiB, of a process that converts files of a few KiB

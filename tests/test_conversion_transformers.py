@@ -8,13 +8,13 @@ import safetensors
 import safetensors.torch
 import torch
 from helpers import assert_close, build, tiny_config, tokens
-from hf_reformer.conversion import convert
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 from transformers.models.reformer import ReformerConfig as TheirConfig
 from transformers.models.reformer import ReformerModelWithLMHead as TheirModel
 
 import hf_reformer
+from hf_reformer.conversion import convert
 
 
 def published_config(**changes):

@@ -11,10 +11,6 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from helpers import assert_close, inject_rotations
-from hf_reformer.conversion import convert
-from hf_reformer.conversion.gin import parse_gin
-from hf_reformer.conversion.trax_files import read_trax
-from hf_reformer.conversion.trax_language_model import automatic_buckets
 from trax_checkpoints import (
     AXIAL,
     FIXTURES,
@@ -33,6 +29,10 @@ from trax_checkpoints import (
 
 import hf_reformer
 from hf_reformer import cli
+from hf_reformer.conversion import convert
+from hf_reformer.conversion.gin import parse_gin
+from hf_reformer.conversion.trax_files import read_trax
+from hf_reformer.conversion.trax_language_model import automatic_buckets
 
 TOLERANCE = 1e-5
 SHARED = (False, True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_reformer.dropout import STEPS, Dropout
+from hf_reformer.model.dropout import STEPS, Dropout
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForMaskedLM, ReformerModelWithLMHead, cli
-from hf_reformer.byte_streamer import ByteStreamer
-from hf_reformer.generate_command import unfinished_character
+from hf_reformer.cli.byte_streamer import ByteStreamer
+from hf_reformer.cli.generate import unfinished_character
 
 TEXT = "Zaïre, 日本 and 🦒 — all of them."
 

@@ -5,7 +5,8 @@ import torch
 from helpers import build, tiny_config, tokens
 from test_strict_attention import compare_with_dense
 
-from hf_reformer import ReformerConfig, ReformerModelWithLMHead, chunked_attention
+from hf_reformer import ReformerConfig, ReformerModelWithLMHead
+from hf_reformer.model import attention_chunked as chunked_attention
 
 IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention"]
 KINDS = ["local", "lsh", "strict_local", "strict_lsh"]

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from hf_reformer.muon import Muon, orthogonalise
+from hf_reformer.training.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 29), (3, 29, 7)])

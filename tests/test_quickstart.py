@@ -16,8 +16,10 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_reformer import ReformerByteTokenizer, ReformerModelWithLMHead, cli, quickstart, quickstart_training
-from hf_reformer.quickstart_training import Settings, build_model
+from hf_reformer import ReformerByteTokenizer, ReformerModelWithLMHead, cli
+from hf_reformer.cli import quickstart
+from hf_reformer.training import quickstart_training
+from hf_reformer.training.quickstart_training import Settings, build_model
 
 WORDS = ["import ", "return ", "self.", "def ", "None\n", "(x, y)", "    ", "= ", "for ", "in "]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import DROPOUT, assert_close, build, gradients, tiny_config, tokens
 
-from hf_reformer import hashing
+from hf_reformer.model import hashing
 
 LAYERS = ["local", "lsh", "strict_lsh", "strict_local"]
 

@@ -11,7 +11,7 @@ from helpers import assert_close, assert_same_tensors, cotangent, gradients
 from transformers.models.reformer import modeling_reformer as published
 from transformers.models.reformer.configuration_reformer import ReformerConfig as PublishedConfig
 
-from hf_reformer import reference
+from hf_reformer.model import reference
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -16,7 +16,7 @@ from helpers import build, tiny_config
 from transformers import AutoModelForCausalLM
 
 import hf_reformer
-from hf_reformer import (
+from hf_reformer.model import (
     configuration_reformer,
     heads,
     image_processing_reformer,
@@ -25,7 +25,7 @@ from hf_reformer import (
 )
 
 SCRIPT = Path(__file__).parent / "without_package.py"
-PACKAGE = Path(hf_reformer.__file__).parent
+PACKAGE = Path(hf_reformer.__file__).parent / "model"
 PUBLISHED, STRICT = ["local", "lsh"], ["strict_local", "strict_lsh"]
 
 

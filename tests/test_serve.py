@@ -80,6 +80,6 @@ def test_completions_and_chat_over_http(tmp_path, layers):
 
 
 def test_without_its_packages_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr("hf_reformer.serve_command.is_serve_available", lambda: False)
+    monkeypatch.setattr("hf_reformer.cli.serve.is_serve_available", lambda: False)
     assert cli.main(["serve", "somewhere", "--port", "1"]) == 2
     assert "hf-reformer[serving]" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_all_layer_types_in_one_model_equal_the_dense_reference(is_decoder, monk
 @pytest.mark.parametrize("is_decoder", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("kind", ["local", "lsh", *STRICT])
 def test_blocks_of_any_size_equal_the_dense_reference(kind, is_decoder, scores_in_a_block, monkeypatch):
-    monkeypatch.setattr("hf_reformer.layout.BLOCK_SCORES", scores_in_a_block)
+    monkeypatch.setattr("hf_reformer.model.attention_layout.BLOCK_SCORES", scores_in_a_block)
     after = 0 if is_decoder else 2
     config = tiny_config(
         [kind] * 3, is_decoder=is_decoder, local_num_chunks_before=2, local_num_chunks_after=after,
@@ -212,7 +212,7 @@ def test_blocks_of_any_size_equal_the_dense_reference(kind, is_decoder, scores_i
 @pytest.mark.parametrize("kind", ["local", "strict_local"])
 def test_blocks_without_padding_equal_the_dense_reference(kind, is_decoder, length, monkeypatch):
     """Inside the sequence, all windows of a local layer then share one mask."""
-    monkeypatch.setattr("hf_reformer.layout.BLOCK_SCORES", 100)
+    monkeypatch.setattr("hf_reformer.model.attention_layout.BLOCK_SCORES", 100)
     after = 0 if is_decoder else 1
     config = tiny_config([kind] * 3, is_decoder=is_decoder, local_num_chunks_after=after, lsh_num_chunks_after=after)
     compare_with_dense(config, length, None, monkeypatch)
@@ -220,7 +220,7 @@ def test_blocks_without_padding_equal_the_dense_reference(kind, is_decoder, leng
 
 @pytest.mark.parametrize("elements", [1, 100])
 def test_hashing_in_blocks_of_any_size_equals_the_dense_reference(elements, monkeypatch):
-    monkeypatch.setattr("hf_reformer.hashing.BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr("hf_reformer.model.hashing.BLOCK_ELEMENTS", elements)
     compare_with_dense(tiny_config(["lsh", "strict_lsh", "lsh"], num_buckets=[2, 6]), 71, None, monkeypatch)
 
 
@@ -305,7 +305,7 @@ def test_a_strict_local_token_sees_exactly_the_latest_tokens_of_its_window(lengt
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_bidirectional_model_whose_strict_layers_look_back_only_says_so(after, monkeypatch):
     said, fields = [], ["local_num_chunks_after", "lsh_num_chunks_after"]
-    monkeypatch.setattr("hf_reformer.modeling_reformer.logger.warning", said.append)
+    monkeypatch.setattr("hf_reformer.model.modeling_reformer.logger.warning", said.append)
     build(tiny_config(STRICT, is_decoder=False, **dict.fromkeys(fields, after)))
     assert len(said) == (0 if after else 2)
     assert all(f"`{field}` is 0" in message for field, message in zip(fields, said, strict=False))

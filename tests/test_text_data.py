@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from hf_reformer.text_data import (
+from hf_reformer.training.text_data import (
     as_bytes_tensor,
     draw_windows,
     find_files,

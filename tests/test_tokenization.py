@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from hf_reformer.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
+from hf_reformer.model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
 TOKENIZER = ReformerByteTokenizer(model_max_length=997)
 TEXTS = [

@@ -1,18 +1,18 @@
 """The Reformer as a Hugging Face model package."""
 
 from .auto import register
-from .caching import ReformerCache
-from .configuration_reformer import ReformerConfig
-from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
-from .image_processing_reformer import ReformerImageProcessor
-from .modeling_reformer import (
+from .model.cache import ReformerCache
+from .model.configuration_reformer import ReformerConfig
+from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .model.image_processing_reformer import ReformerImageProcessor
+from .model.modeling_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
     ReformerModel,
     ReformerModelWithLMHead,
     ReformerPreTrainedModel,
 )
-from .tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
+from .model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
 __version__ = "0.1.0"
 

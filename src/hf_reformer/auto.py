@@ -14,11 +14,11 @@ from transformers import (
 )
 from transformers.utils import is_vision_available
 
-from .configuration_reformer import ReformerConfig
-from .heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
-from .image_processing_reformer import ReformerImageProcessor
-from .modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
-from .tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
+from .model.configuration_reformer import ReformerConfig
+from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .model.image_processing_reformer import ReformerImageProcessor
+from .model.modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
+from .model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
 # every Auto class in which transformers lists its own Reformer must be here: one left out would silently build that one
 MODELS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, TrainingArguments
 
-from ..configuration_reformer import ReformerConfig
+from ..model.configuration_reformer import ReformerConfig
 from .examples import collate
 from .initialisation import INITIALISATIONS
 from .metrics import metrics_of

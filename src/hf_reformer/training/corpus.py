@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..text_data import find_files, split_by_file, standard_library_files
 from .generated import generated_text
 from .settings import TextData
+from .text_data import find_files, split_by_file, standard_library_files
 from .vocabulary import build_tokenizer, bytes_of_tokens, encoded
 
 STANDARD_LIBRARY = "standard-library"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from ..losses import IGNORED
+from ..model.losses import IGNORED
 
 TRAINING, EVALUATION = 0, 1  # separate the random numbers of both
 PADDING = {"labels": IGNORED}  # what fills up the other keys is the padding token or 0

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ..positions import AxialPositionEmbeddings
-from ..quickstart_training import initialise_embeddings
+from ..model.embeddings import AxialPositionEmbeddings
+from .quickstart_training import initialise_embeddings
 
 
 @torch.no_grad()

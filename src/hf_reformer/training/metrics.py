@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..losses import IGNORED, next_token_labels
+from ..model.losses import IGNORED, next_token_labels
 
 
 def token_statistics(logits, labels, token_bytes=None, causal=False, confusion=0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..quickstart_training import build_optimizers
+from .quickstart_training import build_optimizers
 
 
 class MuonWithAdam(torch.optim.Optimizer):

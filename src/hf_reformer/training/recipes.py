@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from transformers import TrainingArguments
 
-from ..configuration_reformer import ReformerConfig
+from ..model.configuration_reformer import ReformerConfig
 from .fields import checked_section, checked_value, hints_of
 from .settings import FORMATS, TASK_FORMATS, EvaluationSettings, ExtraTraining, Recipe
 

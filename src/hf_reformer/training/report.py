@@ -10,8 +10,8 @@ import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..atomic import replacing_file, replacing_folder
-from ..quickstart_report import describe_machine, peak_memory_gib, running_mean
+from ..files import replacing_file, replacing_folder
+from .quickstart_report import describe_machine, peak_memory_gib, running_mean
 
 RECIPE_FILE = "recipe.yaml"
 PIPELINES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..losses import IGNORED
+from ..model.losses import IGNORED
 from .corpus import load_rows, missing_data
 from .generated import TAGS, generated_questions, generated_reviews, generated_tags
 from .settings import ClassificationData, QuestionData, TagData

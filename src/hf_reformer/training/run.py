@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from transformers.utils import logging
 
-from ..atomic import replacing_file, replacing_folder
+from ..files import replacing_file, replacing_folder
 from .build import build_model, build_trainer, config_for, plan_of, training_arguments
 from .checkpoints import latest_whole_checkpoint
 from .recipes import load_recipe

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from ..atomic import replacing_file
-from ..tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer
+from ..files import replacing_file
+from ..model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer
 
 SAMPLE_SEED = 0
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from .. import heads, modeling_reformer
+from ..model import heads, modeling_reformer
 from . import examples as ex
 from .corpus import Corpus
 from .images import read_images

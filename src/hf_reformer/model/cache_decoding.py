@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from .blocks import NORM_EPSILON
+from .attention_blocks import NORM_EPSILON
 
 BLOCK_QUERIES = 256  # queries at a time against keys that they share
 GATHERED_ELEMENTS = 2**22  # elements of gathered keys at a time

@@ -8,9 +8,9 @@ from helpers import DROPOUT, build, tiny_config, tokens
 from torch import nn
 
 import hf_reformer
-from hf_reformer import feed_forward, layers, modeling_reformer, token_chunks
-from hf_reformer import reversible as reversible_module
-from hf_reformer.token_chunks import in_token_chunks
+from hf_reformer.model import feed_forward, layer, modeling_reformer, recompute
+from hf_reformer.model import reversible as reversible_module
+from hf_reformer.model.recompute import in_token_chunks
 
 KINDS = ["local", "lsh", "strict_local", "strict_lsh"]
 
@@ -77,10 +77,10 @@ def test_a_parameter_changed_before_backward_raises(keep):
 
 
 def work_in_pieces(monkeypatch, tokens_at_once=7):
-    for module in (layers, feed_forward, modeling_reformer):
+    for module in (layer, feed_forward, modeling_reformer):
         monkeypatch.setattr(module, "fitting_tokens", lambda *sizes: tokens_at_once)
     monkeypatch.setattr(modeling_reformer, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(layers, "WORTH_REUSING", 1)
+    monkeypatch.setattr(layer, "WORTH_REUSING", 1)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -132,8 +132,8 @@ def test_gradients_that_a_hook_keeps_are_not_written_over(monkeypatch):
                 kept.append(grad)
                 copies.append(grad.clone())
 
-    for layer in model.reformer.encoder.layers:
-        layer.register_full_backward_hook(keep)
+    for module in model.reformer.encoder.layers:
+        module.register_full_backward_hook(keep)
     model(input_ids, labels=input_ids).loss.backward()
     assert len(kept) >= 2 * len(KINDS)
     for grad, copy in zip(kept, copies, strict=True):
@@ -142,7 +142,7 @@ def test_gradients_that_a_hook_keeps_are_not_written_over(monkeypatch):
 
 def make_many(monkeypatch):
     """From here on, 32 tokens count as many."""
-    for module in (layers, reversible_module):
+    for module in (layer, reversible_module):
         monkeypatch.setattr(module, "MANY_TOKENS", 32)
 
 
@@ -200,10 +200,10 @@ def test_local_attention_by_segments_sees_what_its_windows_hold(monkeypatch):
     with torch.no_grad():
         expected = model(input_ids).logits
     make_many(monkeypatch)
-    monkeypatch.setattr(layers, "fitting_tokens", lambda *sizes: 24)
+    monkeypatch.setattr(layer, "fitting_tokens", lambda *sizes: 24)
     used = []
-    segment = layers._LocalSegment.forward
-    monkeypatch.setattr(layers._LocalSegment, "forward", lambda self, x: used.append(x.shape[1]) or segment(self, x))
+    segment = layer._LocalSegment.forward
+    monkeypatch.setattr(layer._LocalSegment, "forward", lambda self, x: used.append(x.shape[1]) or segment(self, x))
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids).logits, expected, atol=1e-12, rtol=1e-12)
     assert used == 2 * [16, 24, 24, 10]  # halo of 8, the last segment has 2 tokens
@@ -240,7 +240,7 @@ def test_outputs_are_gone_while_their_gradients_are_computed():
     leaf = torch.randn(3, requires_grad=True)
     outputs = [2 * Probe.apply(leaf)]
     output = weakref.ref(outputs[0])
-    graph = token_chunks.Graph(outputs, [leaf])
+    graph = recompute.Graph(outputs, [leaf])
     outputs.clear()
     (gradient,), _ = graph.gradients([], [torch.ones(3)])
     assert torch.equal(gradient, torch.full((3,), 2.0))

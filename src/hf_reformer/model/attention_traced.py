@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .blocks import unit_keys
+from .attention_blocks import unit_keys
 from .hashing import combine_factors
 
 UNSEEN = -1e30  # logsumexp of a round in which a strict token sees nothing

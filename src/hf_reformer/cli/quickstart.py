@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from .quickstart_report import continuation, plot_losses, results_of, write_checkpoint, write_results
-from .quickstart_training import (
+from ..training.quickstart_report import continuation, plot_losses, results_of, write_checkpoint, write_results
+from ..training.quickstart_training import (
     Run,
     Settings,
     held_out_bits_per_byte,
@@ -21,7 +21,7 @@ from .quickstart_training import (
     total_bytes,
     train,
 )
-from .text_data import (
+from ..training.text_data import (
     TextSplit,
     as_bytes_tensor,
     find_files,

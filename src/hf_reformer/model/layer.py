@@ -8,11 +8,11 @@ from torch import nn
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
 from .configuration_reformer import LOCAL_LAYERS, PUBLISHED_LAYERS
 from .dropout import Dropout
+from .embeddings import AxialPositionEmbeddings, PositionEmbeddings
 from .feed_forward import ReformerFeedForward
 from .layer_norm import StreamLayerNorm
-from .positions import AxialPositionEmbeddings, PositionEmbeddings
+from .recompute import fitting_tokens, in_token_chunks
 from .reversible import MANY_TOKENS, Tape, add_half, anchor, as_streams, reversible_layer
-from .token_chunks import fitting_tokens, in_token_chunks
 from .tracing import tracing
 
 WORTH_REUSING = (

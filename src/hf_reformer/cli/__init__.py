@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, convert_command, evaluate_command, generate_command, quickstart, serve_command, train_command
+from .. import __version__
+from . import convert, evaluate, generate, quickstart, serve, train
 
-COMMANDS = (quickstart, train_command, evaluate_command, generate_command, convert_command, serve_command)
+COMMANDS = (quickstart, train, evaluate, generate, convert, serve)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +31,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"hf-reformer {arguments.command}: interrupted", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ Shapes: B batch, L length, H heads, D head size.
 import torch
 from torch.nn import functional as F
 
-from .blocks import unit_keys
+from .attention_blocks import unit_keys
 
 
 def full_attention(q_BLHD, k_BLHD, v_BLHD, *, causal, real_tokens=None, dropout=0.0, output_attentions=False):

@@ -8,7 +8,7 @@ import argparse
 
 from transformers.utils.import_utils import is_serve_available
 
-from .modeling_reformer import ReformerModelWithLMHead
+from ..model.modeling_reformer import ReformerModelWithLMHead
 
 
 def register(subparsers) -> None:

@@ -7,9 +7,7 @@ import math
 
 import torch
 
-from .bucket_members import SLACK, BucketMembers
-from .cache_layers import ReformerCacheLayer
-from .decoding import (
+from .cache_decoding import (
     attend_members,
     insert_in_order,
     inverse_order,
@@ -19,6 +17,8 @@ from .decoding import (
     rounds_side_by_side,
     sees_all,
 )
+from .cache_layers import ReformerCacheLayer
+from .cache_members import SLACK, BucketMembers
 from .hashing import compute_buckets
 from .sorting import sort_by_bucket
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from .layout import MASKED
-from .multiplicity import log_counts
+from .attention_duplicates import log_counts
+from .attention_layout import MASKED
 
 NORM_EPSILON = 1e-6
 ALONE = -0.5 * MASKED  # the logsumexp of a token that sees nothing lies below

@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from .atomic import replacing_file
-from .configuration_reformer import ReformerConfig
-from .modeling_reformer import ReformerModelWithLMHead
+from ..files import replacing_file
+from ..model.configuration_reformer import ReformerConfig
+from ..model.modeling_reformer import ReformerModelWithLMHead
 from .muon import Muon
 from .text_data import draw_windows
 

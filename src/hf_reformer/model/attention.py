@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .chunked_attention import attention_probabilities, chunked_attention
+from .attention_chunked import attention_probabilities, chunked_attention
+from .attention_full import full_attention
+from .attention_layout import Layout
+from .attention_traced import traced_attention
 from .configuration_reformer import PUBLISHED_LAYERS, STRICT_LAYERS
-from .full_attention import full_attention
 from .hashing import compute_buckets, hash_rotations
-from .layout import Layout
 from .sorting import bucket_bounds, sort_by_bucket
-from .traced_attention import traced_attention
 from .tracing import tracing
 
 

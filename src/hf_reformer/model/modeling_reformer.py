@@ -11,15 +11,15 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .caching import CachedTokens, ReformerCache
+from .cache import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
+from .embeddings import AxialPositionEmbeddings
 from .generation import ReformerGenerationMixin, check_cache
 from .inputs import check_inputs, check_labels, check_position_ids
-from .layers import ReformerEmbeddings, ReformerEncoder, is_watched
+from .layer import ReformerEmbeddings, ReformerEncoder, is_watched
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
-from .positions import AxialPositionEmbeddings
+from .recompute import as_tuple, fitting_tokens, in_token_chunks
 from .reversible import MANY_TOKENS
-from .token_chunks import as_tuple, fitting_tokens, in_token_chunks
 from .tracing import tracing
 
 logger = logging.get_logger(__name__)

@@ -23,8 +23,8 @@ def register(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; it prints the metrics as JSON."""
-    from .training.evaluate import evaluate_model
-    from .training.report import write_results
+    from ..training.evaluate import evaluate_model
+    from ..training.report import write_results
 
     results = evaluate_model(arguments.model, arguments.recipe, arguments.data, arguments.changes, arguments.smoke)
     print(json.dumps(results, indent=2))

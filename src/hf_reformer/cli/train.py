@@ -21,7 +21,7 @@ def register(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command. Exit code 0, or 128 + the number of the signal that stopped the run, which is then saved."""
-    from .training.run import train_recipe
+    from ..training.run import train_recipe
 
     output = arguments.output or f"{Path(arguments.recipe).stem}-{'smoke' if arguments.smoke else 'output'}"
     command = shlex.join(["hf-reformer", "train", arguments.recipe, *command_options(arguments)])

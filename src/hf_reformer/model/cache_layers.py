@@ -6,8 +6,7 @@ Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens so 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from .configuration_reformer import SHARED_QK_LAYERS
-from .decoding import (
+from .cache_decoding import (
     BLOCK_QUERIES,
     attend,
     capacity,
@@ -18,6 +17,7 @@ from .decoding import (
     sees_window,
     unit_key_scale,
 )
+from .configuration_reformer import SHARED_QK_LAYERS
 
 
 class ReformerCacheLayer(CacheLayerMixin):

@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from hf_reformer.atomic import replacing_file, replacing_folder
+from hf_reformer.files import replacing_file, replacing_folder
 
 
 def test_a_file_is_replaced_at_the_end_only(tmp_path):

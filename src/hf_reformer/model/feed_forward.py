@@ -6,7 +6,7 @@ from transformers.activations import ACT2FN
 
 from .dropout import Dropout
 from .layer_norm import StreamLayerNorm
-from .token_chunks import fitting_tokens, in_token_chunks
+from .recompute import fitting_tokens, in_token_chunks
 from .tracing import tracing
 
 

@@ -2,7 +2,7 @@
 
 from transformers import GenerationMixin
 
-from .caching import ReformerCache
+from .cache import ReformerCache
 
 
 class ReformerGenerationMixin(GenerationMixin):

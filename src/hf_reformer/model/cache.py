@@ -16,9 +16,9 @@ Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens so 
 import torch
 from transformers.cache_utils import Cache
 
+from .cache_hashed import LSHCacheLayer, StrictLSHCacheLayer
 from .cache_layers import SharedWindowCacheLayer
 from .configuration_reformer import LSH_LAYERS
-from .lsh_cache_layers import LSHCacheLayer, StrictLSHCacheLayer
 
 
 class CachedTokens:

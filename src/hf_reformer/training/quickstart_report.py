@@ -11,9 +11,9 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .atomic import replacing_file, replacing_folder
+from ..files import replacing_file, replacing_folder
+from ..model.tokenization_reformer import ReformerByteTokenizer
 from .quickstart_training import Run
-from .tokenization_reformer import ReformerByteTokenizer
 
 # Run as it stands, by a fresh Python, and printed as it stands in the card.
 GENERATE = """\
@@ -76,7 +76,7 @@ The model classes come from `hf_reformer`, so that import is needed: without it,
 
 def results_of(run: Run, measured: dict) -> dict:
     """All figures of a finished run, as they go into `results.json` and the card."""
-    from . import __version__
+    from .. import __version__
 
     model = run.accelerator.unwrap_model(run.model)
     return {

@@ -19,7 +19,7 @@ Shapes as in `layout.py`; matrices of tokens are (B * L * H, D), D head size.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .blocks import (
+from .attention_blocks import (
     ALONE,
     EagerBlocks,
     Gradients,
@@ -32,8 +32,8 @@ from .blocks import (
     take,
     unit_keys_backward,
 )
-from .flex import FlexRings, flex_applies
-from .multiplicity import self_weight
+from .attention_duplicates import self_weight
+from .attention_flex import FlexRings, flex_applies
 
 
 def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"):

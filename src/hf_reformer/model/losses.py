@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .token_chunks import in_token_chunks
+from .recompute import in_token_chunks
 
 IGNORED = -100
 

@@ -11,9 +11,9 @@ from functools import cache
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .blocks import EagerBlocks, alone, unit_keys
-from .layout import MASKED
-from .multiplicity import self_weight
+from .attention_blocks import EagerBlocks, alone, unit_keys
+from .attention_duplicates import self_weight
+from .attention_layout import MASKED
 
 
 def flex_applies(layout):

@@ -28,7 +28,7 @@ def register(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; what was wrong with the source is a `ValueError`."""
-    from .conversion import convert
+    from ..conversion import convert
 
     logging.disable_progress_bar()
     report = convert(

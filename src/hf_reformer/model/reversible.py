@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from .token_chunks import Graph, ReplayState, add, parts, with_parameters
+from .recompute import Graph, ReplayState, add, parts, with_parameters
 
 GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
 
