@@ -21,6 +21,12 @@ ALLOWED = {
 }
 
 
+def modules():
+    """All files of the package; conversion/ is a link, which `rglob` does not follow by itself."""
+    folders = (folder for folder in PACKAGE.iterdir() if folder.is_dir())
+    return sorted([*PACKAGE.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
+
+
 def part_of(path):
     """`model`, `training`, ..., or the module's own name for one that stands beside the folders."""
     parts = path.relative_to(PACKAGE).parts
@@ -49,9 +55,9 @@ def imports_of(path):
 
 def test_imports_point_down_only():
     wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in modules():
         part = part_of(path)
-        if part not in FACES:
+        if part not in FACES and path.stem != "__main__":
             wrong += [
                 f"{path.relative_to(PACKAGE)}:{line} imports {other or 'hf_reformer'}"
                 for line, other in imports_of(path)
@@ -61,7 +67,7 @@ def test_imports_point_down_only():
 
 
 def test_every_folder_has_its_rule():
-    assert {part_of(path) for path in PACKAGE.rglob("*.py")} - FACES == set(ALLOWED)
+    assert {part_of(path) for path in modules()} - FACES == set(ALLOWED)
 
 
 @pytest.mark.parametrize("name", ["hf_reformer", "hf_reformer.conversion"])
