@@ -8,11 +8,16 @@ from helpers import DROPOUT, build, tiny_config, tokens
 from torch import nn
 
 import hf_reformer
-from hf_reformer.model import feed_forward, layer, modeling_reformer, recompute
-from hf_reformer.model import reversible as reversible_module
-from hf_reformer.model.recompute import in_token_chunks
+from hf_reformer.model import encoder, layer, modeling_reformer, recompute, reversible
+from hf_reformer.model.recompute import tokenwise
 
 KINDS = ["local", "lsh", "strict_local", "strict_lsh"]
+
+
+@pytest.fixture(autouse=True)
+def modules_of_this_file_are_known(monkeypatch):
+    monkeypatch.setattr(recompute, "_TOKENWISE", (*recompute._TOKENWISE, TwoOutputs))
+    monkeypatch.setattr(recompute, "_LIBRARIES", (*recompute._LIBRARIES, __name__))
 
 
 class TwoOutputs(nn.Module):
@@ -27,17 +32,28 @@ class TwoOutputs(nn.Module):
         return y.tanh(), None, y[..., :3]
 
 
+def call(module, *inputs):
+    return module(*inputs)
+
+
+def in_pieces(module, step, *inputs, keep):
+    """`step` tokens at a time: asked for as such, or as what fits into the cache."""
+    if not keep:
+        return tokenwise(call, (module,), *inputs, step=step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recompute, "fitting_tokens", lambda *sizes: step)
+        return tokenwise(call, (module,), *inputs, numbers=1)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("step", [1, 3, 4, 11, 20])
 def test_equals_the_module_at_once(step, keep):
     torch.manual_seed(0)
     module = TwoOutputs().double()
-    x, scale = (
-        torch.randn(2, 11, 5, dtype=torch.float64, requires_grad=True),
-        torch.randn(2, 11, 1, dtype=torch.float64),
-    )
+    x = torch.randn(2, 11, 5, dtype=torch.float64, requires_grad=True)
+    scale = torch.randn(2, 11, 1, dtype=torch.float64)
     results = []
-    for outputs in (module(x, scale), in_token_chunks(module, step, x, scale, keep=keep)):
+    for outputs in (module(x, scale), in_pieces(module, step, x, scale, keep=keep)):
         assert outputs[1] is None
         loss = (outputs[0] ** 2).sum() + (outputs[2] * scale).sum()
         grads = torch.autograd.grad(loss, [x, module.dense.weight, module.dense.bias])
@@ -47,10 +63,26 @@ def test_equals_the_module_at_once(step, keep):
 
 
 @pytest.mark.parametrize("keep", [False, True])
+def test_a_derivative_of_the_gradient(keep):
+    torch.manual_seed(0)
+    module = TwoOutputs().double()
+    x = torch.randn(2, 11, 5, dtype=torch.float64, requires_grad=True)
+    scale = torch.randn(2, 11, 1, dtype=torch.float64)
+    results = []
+    for outputs in (module(x, scale), in_pieces(module, 4, x, scale, keep=keep)):
+        loss = (outputs[0] ** 2).sum() + (outputs[2] * scale).sum()
+        grads = torch.autograd.grad(loss, [x, module.dense.weight], create_graph=True)
+        penalty = sum((g**2).sum() for g in grads)
+        results.append(torch.autograd.grad(penalty, [x, module.dense.weight, module.dense.bias]))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("keep", [False, True])
 def test_dropout_is_the_same_in_backward_and_in_a_second_one(keep):
     torch.manual_seed(0)
     x = torch.ones(1, 12, 4, requires_grad=True)
-    out = in_token_chunks(nn.Dropout(0.5), 5, x, keep=keep)
+    out = in_pieces(nn.Dropout(0.5), 5, x, keep=keep)
     assert 0 < int((out == 0).sum()) < out.numel()
     for retain_graph in (True, False):
         (grad,) = torch.autograd.grad(out.sum(), x, retain_graph=retain_graph)
@@ -58,9 +90,20 @@ def test_dropout_is_the_same_in_backward_and_in_a_second_one(keep):
 
 
 @pytest.mark.parametrize("keep", [False, True])
+def test_the_mode_of_the_forward_counts(keep):
+    """Switched to evaluation before backward, dropout is the forward's all the same."""
+    torch.manual_seed(0)
+    x, dropout = torch.ones(1, 12, 4, requires_grad=True), nn.Dropout(0.5)
+    out = in_pieces(dropout, 5, x, keep=keep)
+    dropout.eval()
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, out.detach())
+
+
+@pytest.mark.parametrize("keep", [False, True])
 def test_an_output_that_nothing_depends_on_needs_no_gradient(keep):
     module, x = TwoOutputs().double(), torch.randn(2, 11, 5, dtype=torch.float64, requires_grad=True)
-    first, _, _ = in_token_chunks(module, 4, x, x.new_ones(2, 11, 1), keep=keep)
+    first, _, _ = in_pieces(module, 4, x, x.new_ones(2, 11, 1), keep=keep)
     expected = torch.autograd.grad(module(x, 1)[0].sum(), [x, *module.dense.parameters()])
     for one, other in zip(torch.autograd.grad(first.sum(), [x, *module.dense.parameters()]), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
@@ -69,18 +112,56 @@ def test_an_output_that_nothing_depends_on_needs_no_gradient(keep):
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_parameter_changed_before_backward_raises(keep):
     module, x = nn.Linear(5, 3), torch.randn(2, 11, 5, requires_grad=True)
-    loss = in_token_chunks(module, 4, x, keep=keep).sum()
+    loss = in_pieces(module, 4, x, keep=keep).sum()
     with torch.no_grad():
         module.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_hook_on_a_parameter_runs_once(keep):
+    """It doubles the gradient, which must not become fourfold."""
+    module, x = nn.Linear(5, 3), torch.randn(2, 11, 5)
+    module.weight.register_hook(lambda grad: 2 * grad)
+    grads = []
+    for out in (module(x), in_pieces(module, 4, x, keep=keep)):
+        grads.append(torch.autograd.grad(out.square().sum(), module.weight)[0])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_gradients_of_many_pieces_in_half_precision_are_added_up_in_float32(keep):
+    """In bfloat16 a sum of 512 pieces stops growing after a few dozen."""
+    module = nn.Linear(16, 3).bfloat16()
+    x = torch.ones(1, 512, 16, dtype=torch.bfloat16)
+    in_pieces(module, 1, x, keep=keep).float().sum().backward()
+    assert torch.equal(module.bias.grad.float(), torch.full((3,), 512.0))
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_a_module_that_is_hooked_or_unknown_is_given_all_tokens(hooked):
+    seen = []
+
+    class Mixing(nn.Linear):
+        def forward(self, x):
+            seen.append(x.shape[1])
+            return super().forward(x - x.mean(1, keepdim=True))
+
+    Mixing.__module__ = "somebody.else"
+    module = nn.Linear(5, 3) if hooked else Mixing(5, 3)
+    if hooked:
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    tokenwise(call, (nn.Sequential(module),), torch.randn(2, 11, 5), step=4)
+    assert seen == [11]
+
+
 def work_in_pieces(monkeypatch, tokens_at_once=7):
-    for module in (layer, feed_forward, modeling_reformer):
+    for module in (recompute, layer):
         monkeypatch.setattr(module, "fitting_tokens", lambda *sizes: tokens_at_once)
     monkeypatch.setattr(modeling_reformer, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(layer, "WORTH_REUSING", 1)
+    for module in (encoder, reversible):
+        monkeypatch.setattr(module, "WORTH_REUSING", 1)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -101,7 +182,7 @@ def test_a_model_in_cache_sized_pieces(reversible, labelled, monkeypatch):
 
     expected = results()
     work_in_pieces(monkeypatch)
-    assert modeling_reformer.fitting_tokens(None, 1, 1) == 7
+    assert recompute.fitting_tokens(None, 1, 1) == 7
     for name, tensor in results().items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-11, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -142,7 +223,7 @@ def test_gradients_that_a_hook_keeps_are_not_written_over(monkeypatch):
 
 def make_many(monkeypatch):
     """From here on, 32 tokens count as many."""
-    for module in (layer, reversible_module):
+    for module in (layer, recompute):
         monkeypatch.setattr(module, "MANY_TOKENS", 32)
 
 
@@ -171,9 +252,9 @@ def test_chunks_and_dropout_are_replayed_in_a_reversible_model(monkeypatch):
     """With dropout, a reversible model in chunks has the gradients of an ordinary one in the same chunks."""
     make_many(monkeypatch)
     grads = []
-    for reversible in (True, False):
+    for rebuilt in (True, False):
         config = tiny_config(
-            KINDS, reversible=reversible, chunk_size_feed_forward=50, chunk_size_lm_head=7, hash_seed=1, **DROPOUT
+            KINDS, reversible=rebuilt, chunk_size_feed_forward=50, chunk_size_lm_head=7, hash_seed=1, **DROPOUT
         )
         grads.append(named_gradients(build(config).train(), tokens(config, 2, 50)))
     for name, grad in grads[1].items():
@@ -193,20 +274,29 @@ def test_chunked_loss_keeps_no_logits_in_training_only():
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_local_attention_by_segments_sees_what_its_windows_hold(monkeypatch):
-    """Two chunks before a segment of four are enough and needed, in forward and backward."""
-    config = tiny_config(["local", "strict_local"], local_num_chunks_before=2)
-    model, input_ids = build(config), tokens(config, 2, 50)
-    with torch.no_grad():
-        expected = model(input_ids).logits
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_local_attention_by_segments_sees_what_its_windows_hold(before, batch, monkeypatch):
+    """Segments give what the whole gives, forward and backward, also those at the beginning, which have nothing before
+    them, and however little fits into the cache; and no more than a fourth of the work is done twice."""
+    config = tiny_config(["local", "strict_local", "local"], local_num_chunks_before=before)
+    model, input_ids = build(config).train(), tokens(config, batch, 97)
+    expected = named_gradients(model, input_ids)
     make_many(monkeypatch)
-    monkeypatch.setattr(layer, "fitting_tokens", lambda *sizes: 24)
-    used = []
-    segment = layer._LocalSegment.forward
-    monkeypatch.setattr(layer._LocalSegment, "forward", lambda self, x: used.append(x.shape[1]) or segment(self, x))
-    with torch.no_grad():
-        torch.testing.assert_close(model(input_ids).logits, expected, atol=1e-12, rtol=1e-12)
-    assert used == 2 * [16, 24, 24, 10]  # halo of 8, the last segment has 2 tokens
+    monkeypatch.setattr(layer, "fitting_tokens", lambda *sizes: 16)
+    worked = []
+    alone = layer._attend_alone
+
+    def counted(layer_norm, self_attention, hidden_states):
+        worked.append(hidden_states.shape[1])
+        return alone(layer_norm, self_attention, hidden_states)
+
+    monkeypatch.setattr(layer, "_attend_alone", counted)
+    actual = named_gradients(model, input_ids)
+    for name, grad in expected.items():
+        torch.testing.assert_close(actual[name], grad, atol=1e-11, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    passes = sum(worked) / (3 * 97)  # forward, again in backward, and again for its gradient
+    assert len(worked) > 9 and passes < 3 * 1.25
 
 
 def test_gradients_of_exposed_hidden_states_are_not_written_over(monkeypatch):
@@ -240,8 +330,8 @@ def test_outputs_are_gone_while_their_gradients_are_computed():
     leaf = torch.randn(3, requires_grad=True)
     outputs = [2 * Probe.apply(leaf)]
     output = weakref.ref(outputs[0])
-    graph = recompute.Graph(outputs, [leaf])
+    pull = recompute.Pullback(outputs, [leaf])
     outputs.clear()
-    (gradient,), _ = graph.gradients([], [torch.ones(3)])
+    (gradient,), _ = pull([], [torch.ones(3)])
     assert torch.equal(gradient, torch.full((3,), 2.0))
     assert alive == [False]

@@ -36,6 +36,7 @@ class SelfAttentionOutput(NamedTuple):
 class ReformerSelfAttention(nn.Module):
     """What all layer types share. Subclasses name the configuration's prefix for their windows and their dropout."""
 
+    tokenwise = True  # the projections; what mixes tokens is called with all of them
     projections = ("query", "key", "value")
     prefix = "local"
 

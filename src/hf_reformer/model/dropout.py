@@ -17,6 +17,8 @@ class Dropout(nn.Dropout):
     models, get PyTorch's.
     """
 
+    tokenwise = True
+
     def forward(self, x):
         dropped = round(self.p * STEPS)
         if not self.training or x.device.type != "cpu" or not 0 < dropped < STEPS or tracing():

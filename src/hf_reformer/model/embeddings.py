@@ -9,6 +9,24 @@ from torch.nn import functional as F
 from .dropout import Dropout
 
 
+class ReformerEmbeddings(nn.Module):
+    """Word and position embeddings, added, each with its own dropout: (B, L) -> (B, L, hidden)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        positions = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
+        self.position_embeddings = positions(config)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids, position_ids, inputs_embeds=None):
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        if self.training:  # positions drop other features in every example
+            position_ids = position_ids.expand(len(inputs_embeds), -1)
+        return self.dropout(inputs_embeds) + self.position_embeddings(position_ids)
+
+
 class PositionEmbeddings(nn.Module):
     """A learned vector per position: (B, L) int64 -> (B, L, hidden)."""
 

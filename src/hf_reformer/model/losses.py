@@ -1,10 +1,7 @@
 """Losses of the heads, each with its formula in one place. Shapes: B batch, L length, V vocabulary."""
 
 import torch
-from torch import nn
 from torch.nn import functional as F
-
-from .recompute import in_token_chunks
 
 IGNORED = -100
 
@@ -27,34 +24,23 @@ def token_cross_entropy(logits, labels, num_items_in_batch=None, ignore_index=IG
     return _per_item(total, labels, num_items_in_batch, ignore_index)
 
 
-def chunked_token_cross_entropy(head, inputs, labels, chunk, num_items_in_batch=None, with_logits=False, keep=False):
-    """`token_cross_entropy(logits, labels)` and the logits = head(*inputs), or None in their place, `chunk` tokens at a time
-    in forward and backward.
+def token_losses(function, with_logits):
+    """Of a function of modules and inputs (B, L, ...) that gives logits (B, L, V): one of modules, inputs and labels (B, L)
+    that gives the loss of each token (B, L), 0 where it is ignored, and the logits or None."""
 
-    Args:
-        head: maps the `inputs`, (B, L, ...) each, to logits (B, L, V), token by token.
-        with_logits: without, they never exist all at once (paper section 4).
-        keep: keep for backward what the head needs, instead of calling it again.
-    """
-    labels = labels.to(inputs[0].device)
-    losses, logits = in_token_chunks(_TokenLoss(head, with_logits), chunk, *inputs, labels, keep=keep)
-    return _per_item(losses.sum(), labels, num_items_in_batch, IGNORED), logits
-
-
-class _TokenLoss(nn.Module):
-    """What the head reads, (B, L, ...) each, and labels (B, L) -> the loss of each token (B, L), 0 where it is ignored, and
-    the logits or None."""
-
-    def __init__(self, head, with_logits):
-        super().__init__()
-        self.head, self.with_logits = head, with_logits
-
-    def forward(self, *inputs_and_labels):
-        *inputs, labels = inputs_and_labels
-        logits = self.head(*inputs)
+    def losses(*arguments):
+        *arguments, labels = arguments
+        logits = function(*arguments)
         raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(raised.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return losses.view(labels.shape), logits if self.with_logits else None
+        return losses.view(labels.shape), logits if with_logits else None
+
+    return losses
+
+
+def mean_token_loss(losses, labels, num_items_in_batch=None):
+    """The sum of losses (B, L) of tokens by `num_items_in_batch`, or by the number of labels (B, L)."""
+    return _per_item(losses.sum(), labels, num_items_in_batch, IGNORED)
 
 
 def _per_item(total, labels, num_items_in_batch, ignore_index):

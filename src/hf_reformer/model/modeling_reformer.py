@@ -13,13 +13,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .cache import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
-from .embeddings import AxialPositionEmbeddings
+from .embeddings import AxialPositionEmbeddings, ReformerEmbeddings
+from .encoder import EncoderOutput, ReformerEncoder, final_norm
 from .generation import ReformerGenerationMixin, check_cache
 from .inputs import check_inputs, check_labels, check_position_ids
-from .layer import ReformerEmbeddings, ReformerEncoder, is_watched
-from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
-from .recompute import as_tuple, fitting_tokens, in_token_chunks
-from .reversible import MANY_TOKENS
+from .layer import Context
+from .losses import mean_token_loss, next_token_labels, token_losses
+from .recompute import fitting_tokens, is_watched, tokenwise
 from .tracing import tracing
 
 logger = logging.get_logger(__name__)
@@ -126,8 +126,6 @@ class ReformerModel(ReformerPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        keep_last: int = 0,
-        normed: bool = True,
         **kwargs,
     ) -> ReformerModelOutput:
         """Both streams after the last layer.
@@ -146,18 +144,46 @@ class ReformerModel(ReformerPreTrainedModel):
             output_hidden_states: hand out the second stream below, between and above the layers, (B, L, hidden) each.
             output_attentions: hand out the probabilities, without gradient: (B, H, chunks of all rounds, chunk length,
                 window) or, of layers that do not chunk, (B, H, L, L).
-            keep_last: only so many positions, the last, of `last_hidden_state`; 0: all. Reading a prompt into a cache, the
-                last layer then works on these alone.
-            normed: False: `last_hidden_state` is the two streams, (B, L, hidden) each, to which `encoder.final_norm` is
-                still to be applied. For heads that do so piece by piece.
 
         Raises:
             ValueError: for inputs of a wrong shape or range.
         """
+        past = past_buckets_states if past_key_values is None else past_key_values
+        hidden_states, context = self._begin(
+            input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and context.cache is None):
+            encoded = self.encoder(hidden_states, context, self._gives_hidden_states(output_hidden_states))
+        return ReformerModelOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            past_key_values=context.cache,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def _streams(self, *arguments, output_hidden_states=None, last=0):
+        """For a head that works piece by piece: `EncoderOutput` before the final norm, so that its result, (B, L, 2 *
+        hidden), never exists as a whole, and the cache. arguments: of `_begin`. last: only so many tokens, the last."""
+        hidden_states, context = self._begin(*arguments)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and context.cache is None):
+            encoded = self.encoder.streams(
+                hidden_states, context, self._gives_hidden_states(output_hidden_states), last
+            )
+        return encoded, context.cache
+
+    def _begin(
+        self, input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions
+    ):
+        """Checks the inputs of a forward pass, begins a piece in the cache, and embeds: (B, L, hidden) and a `Context`."""
         config = self.config
-        cache = self._cache(past_buckets_states if past_key_values is None else past_key_values, use_cache)
-        past = 0 if cache is None else cache.get_seq_length()
-        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, past)
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel copies a model without its parameters, so that reversible layers would train nothing. Launch "
+                "one process for each GPU: `accelerate launch script.py` or `torchrun --nproc_per_node=N script.py`."
+            )
+        cache = self._cache(past, use_cache)
+        cached = 0 if cache is None else cache.get_seq_length()
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, cached)
         real_tokens = self._real_tokens(attention_mask, shape[1])
         if cache is not None:
             cache.check(shape[0], num_hashes)
@@ -166,27 +192,16 @@ class ReformerModel(ReformerPreTrainedModel):
             position_ids = self._default_positions(shape[1], real_tokens, device, cache)
         else:
             check_position_ids(config, position_ids, shape)
+        num_hashes = config.num_hashes if num_hashes is None else num_hashes
         if cache is not None:
-            cache.begin(shape[1], shape[0], real_tokens, config.num_hashes if num_hashes is None else num_hashes)
+            cache.begin(shape[1], shape[0], real_tokens, num_hashes)
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            encoded = self.encoder(
-                self.embeddings(input_ids, position_ids, inputs_embeds),
-                real_tokens=real_tokens,
-                num_hashes=num_hashes,
-                output_hidden_states=(
-                    config.output_hidden_states if output_hidden_states is None else output_hidden_states
-                ),
-                output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-                cache=cache,
-                keep_last=keep_last,
-                normed=normed,
-            )
-        return ReformerModelOutput(
-            last_hidden_state=encoded.last_hidden_state,
-            past_key_values=cache,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+            hidden_states = self.embeddings(input_ids, position_ids, inputs_embeds)
+        return hidden_states, Context(real_tokens, num_hashes, output_attentions, cache)
+
+    def _gives_hidden_states(self, asked):
+        return self.config.output_hidden_states if asked is None else asked
 
     def _cache(self, past, use_cache):
         """The cache to add to: the given one, a new one, or None."""
@@ -220,6 +235,8 @@ class ReformerModel(ReformerPreTrainedModel):
 class ReformerOnlyLMHead(nn.Module):
     """(B, L, 2 * hidden) -> logits (B, L, V), with a bias."""
 
+    tokenwise = True
+
     def __init__(self, config):
         super().__init__()
         self.chunk_size = config.chunk_size_lm_head
@@ -230,15 +247,13 @@ class ReformerOnlyLMHead(nn.Module):
         return self.decoder(hidden_states) + self.bias
 
 
-class _NormedHead(nn.Module):
+def _normed_head(layer_norm, dropout, lm_head, y1, y2):
     """Both streams (B, L, hidden) -> logits (B, L, V)."""
+    return lm_head(final_norm(layer_norm, dropout, y1, y2))
 
-    def __init__(self, final_norm, lm_head):
-        super().__init__()
-        self.final_norm, self.lm_head = final_norm, lm_head
 
-    def forward(self, y1, y2):
-        return self.lm_head(self.final_norm(y1, y2))
+def _head(lm_head, hidden_states):
+    return lm_head(hidden_states)
 
 
 class _LanguageModel(ReformerPreTrainedModel):
@@ -261,27 +276,38 @@ class _LanguageModel(ReformerPreTrainedModel):
             bias = nn.Parameter(nn.functional.pad(bias.detach(), (0, missing)), requires_grad=bias.requires_grad)
         self.lm_head.decoder, self.lm_head.bias = new_embeddings, bias
 
-    def _reads_streams(self):
-        """Whether the final norm is left to the head, which works piece by piece: then its result, (B, L, 2 * hidden), never
-        exists as a whole. Not where a hook may want to see it."""
-        watched = (self.reformer, self.reformer.encoder, *self.lm_head.modules())
-        return not (tracing() or is_watched(watched))
+    def _read(self, *arguments, last=0, **options):
+        """What the head reads, its function and modules, and the output of the model below: the streams before the final
+        norm, or its result where a hook may want to see that as a whole. arguments: of `ReformerModel._begin`."""
+        encoder = self.reformer.encoder
+        if is_watched((self.reformer, encoder)):
+            names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "num_hashes", "past_key_values")
+            given = dict(zip((*names, "use_cache", "output_attentions"), arguments, strict=True))
+            output = self.reformer(**given, **options, return_dict=True)
+            read = (output.last_hidden_state[:, -last:],), _head, (self.lm_head,)
+            return read, EncoderOutput(None, output.hidden_states, output.attentions), output.past_key_values
+        output, cache = self.reformer._streams(*arguments, last=last, **options)
+        return (output.last_hidden_state, _normed_head, (*encoder.final_norm, self.lm_head)), output, cache
 
-    def _loss_and_logits(self, inputs, labels, num_items_in_batch):
-        """`inputs`: the hidden states (B, L, 2 * hidden) alone, or the two streams before the final norm."""
-        head, chunk = self.lm_head, self.config.chunk_size_lm_head
-        if len(inputs) == 1:
-            logits = head(*inputs)
-            return None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch), logits
-        head = _NormedHead(self.reformer.encoder.final_norm, head)
+    def _check_labels(self, name, labels, input_ids, inputs_embeds):
+        """Before anything is put into a cache. (What is wrong with the inputs themselves is said later.)"""
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if tokens is not None:
+            check_labels(name, labels, tokens.shape[:2], self.config.vocab_size)
+
+    def _loss_and_logits(self, read, labels, num_items_in_batch):
+        """`read`: as `_read` gives it."""
+        inputs, head, modules = read
+        chunk = self.config.chunk_size_lm_head
         numbers = max(2 * self.config.hidden_size, self.config.vocab_size)
-        batch, length = inputs[0].shape[:2]
-        step = chunk or max(LEAST_TOKENS, fitting_tokens(inputs[0], numbers, batch))
-        keep = chunk == 0 and length <= MANY_TOKENS // batch
+        numbers = min(numbers, fitting_tokens(inputs[0], 1, len(inputs[0])) // LEAST_TOKENS)
+        size = {"step": chunk} if chunk else {"numbers": numbers}
         if labels is None:
-            return None, in_token_chunks(head, step, *inputs, keep=keep)
-        without_logits = self.training and chunk > 0
-        return chunked_token_cross_entropy(head, inputs, labels, step, num_items_in_batch, not without_logits, keep)
+            return None, tokenwise(head, modules, *inputs, **size)
+        labels = labels.to(inputs[0].device)
+        with_logits = not (self.training and chunk > 0)
+        losses, logits = tokenwise(token_losses(head, with_logits), modules, *inputs, labels, **size)
+        return mean_token_loss(losses, labels, num_items_in_batch), logits
 
 
 class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
@@ -325,38 +351,31 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         """
         shift_labels = kwargs.get("shift_labels")
         no_loss = labels is None and shift_labels is None
-        outputs = self.reformer(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            num_hashes=num_hashes,
-            past_key_values=past_key_values,
-            past_buckets_states=past_buckets_states,
-            use_cache=False if use_cache is None and not no_loss else use_cache,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            keep_last=logits_to_keep if no_loss and isinstance(logits_to_keep, int) else 0,
-            normed=not self._reads_streams(),
-            return_dict=True,
-        )
-        inputs = as_tuple(outputs.last_hidden_state)
+        past = past_buckets_states if past_key_values is None else past_key_values
+        use_cache = False if use_cache is None and not no_loss else use_cache
         for name, value in (("labels", labels), ("shift_labels", shift_labels)):
-            check_labels(name, value, inputs[0].shape[:2], self.config.vocab_size)
+            check_labels(
+                name, value, (inputs_embeds if input_ids is None else input_ids).shape[:2], self.config.vocab_size
+            )
+        read, output, cache = self._read(
+            input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions,
+            output_hidden_states=output_hidden_states,
+            last=logits_to_keep if no_loss and isinstance(logits_to_keep, int) else 0,
+        )  # fmt: skip
         if labels is not None and shift_labels is None:
             shift_labels = next_token_labels(labels)
         if shift_labels is None:
-            inputs = tuple(slice_logits_to_keep(x, logits_to_keep) for x in inputs)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and outputs.past_key_values is None):
-            loss, logits = self._loss_and_logits(inputs, shift_labels, num_items_in_batch)
+            read = (tuple(slice_logits_to_keep(x, logits_to_keep) for x in read[0]), *read[1:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            loss, logits = self._loss_and_logits(read, shift_labels, num_items_in_batch)
         if shift_labels is not None and logits is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep):
             logits = slice_logits_to_keep(logits, logits_to_keep)  # all of them would be a view, which FSDP warns of
         return ReformerCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            past_key_values=cache,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
 
 
@@ -386,18 +405,10 @@ class ReformerForMaskedLM(_LanguageModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
-        outputs = self.reformer(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            num_hashes=num_hashes,
+        self._check_labels("labels", labels, input_ids, inputs_embeds)
+        read, output, _ = self._read(
+            input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, None, False, output_attentions,
             output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            normed=not self._reads_streams(),
-            return_dict=True,
-        )
-        inputs = as_tuple(outputs.last_hidden_state)
-        check_labels("labels", labels, inputs[0].shape[:2], self.config.vocab_size)
-        loss, logits = self._loss_and_logits(inputs, labels, num_items_in_batch)
-        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        )  # fmt: skip
+        loss, logits = self._loss_and_logits(read, labels, num_items_in_batch)
+        return MaskedLMOutput(loss, logits, output.hidden_states, output.attentions)

@@ -1,9 +1,14 @@
 """Reversible layers: activations live once, at the top of the stack, and backward rebuilds what was below (paper section 3).
 
-A layer maps two streams (B, L, hidden) to two: y1 = x1 + F(x2), y2 = x2 + G(y1) with F attention and G feed-forward; its
-inverse is x2 = y2 - G(y1), x1 = y1 - F(x2). Each layer is one `torch.autograd.Function` that takes the streams and its
-parameters as inputs, so that autograd, DDP, FSDP, LoRA and `functional_call` see ordinary gradients. Backward replays the
-forward's random numbers, autocast state and routing; G is rebuilt and differentiated in one pass, chunk by chunk.
+A layer maps two streams (B, L, hidden) to two, with F attention and G feed-forward (eq. 9), and has the inverse (eq. 8)
+
+    y1 = x1 + F(x2)        x2 = y2 - G(y1)
+    y2 = x2 + G(y1)        x1 = y1 - F(x2)
+
+Each layer is one `torch.autograd.Function` that takes the streams and its parameters as inputs, so that autograd, DDP,
+FSDP, LoRA and `functional_call` see ordinary gradients. What backward computes again is a `Snapshot` of the layer under
+the generators, autocast and routing of the forward (`recompute.py`); a few numbers of what the layer was given are compared
+with what is rebuilt, and a difference beyond rounding is an error. So a gradient is right, or there is none.
 
 In half precision (autocast, or half-precision weights) the streams stay float32, and what is added to them is rounded to
 multiples of 2^-15, far below a half-precision rounding of it. Then y1 - F(x2) gives back x1 bit for bit (up to 512), the
@@ -11,77 +16,106 @@ halves see in backward what they saw in forward, and no rounding flips on the wa
 with large weights under bf16 were up to 2.3 times as wrong as ordinary autograd's.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from torch.autograd.function import once_differentiable
+from transformers.utils import logging
 
-from .recompute import Graph, ReplayState, add, parts, with_parameters
+from .recompute import HOOKS, Replay, Snapshot, Totals, is_watched, pieces_of, vjp
+
+logger = logging.get_logger(__name__)
 
 GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
+WORTH_REUSING = (
+    2**18
+)  # numbers of a stream (1 MiB): memory of this size is slow to get anew, and written over if nobody looks
+SAMPLES = 61  # numbers of each stream that are compared
+DRIFT = {torch.float64: 1e-9, torch.float32: 1e-4}  # allowed in one layer, of the largest number looked at
+HALF_DRIFT = 2e-2
 
 
-MANY_TOKENS = 2**16  # beyond, memory counts for more than time
+# --- where a layer stands ---------------------------------------------------------------------------------------------
 
 
-class Tape:
-    """Carries the streams from the backward of one layer to that of the layer below.
+class Handover:
+    """Carries the streams from the backward of one layer to that of the layer below, which then owns them."""
 
-    `exposed`: whether what happens between the layers may be seen from outside, and gradients there be anybody's.
-    """
-
-    def __init__(self, exposed=False):
-        self.exposed = exposed
+    def __init__(self):
         self.streams = None
-        self.owned = False  # whether nobody else holds the streams, so that they may be overwritten
-        self.grads = (None, None)  # of the streams, made by the layer above and held by nobody else
 
-    def put(self, *streams, owned, grads=(None, None)):
-        self.streams, self.owned, self.grads = streams, owned, grads
+    def put(self, x1, x2, drift, checks):
+        self.streams = x1, x2, drift, checks
 
-    def made(self, *grads):
-        """Whether these gradients come straight from the layer above, so that they may be overwritten."""
-        mine, self.grads = self.grads, (None, None)
-        return not self.exposed and all(a is b for a, b in zip(mine, grads, strict=True))
-
-    def take(self):
+    def take(self, device):
         if self.streams is None:
             raise RuntimeError("A reversible layer's backward ran before that of the layer above it.")
-        streams, self.streams = self.streams, None
-        return (*streams, self.owned)
+        (x1, x2, drift, checks), self.streams = self.streams, None
+        return x1.to(device), x2.to(device), drift, checks
 
 
-class _Anchor(torch.autograd.Function):
-    """Identity on the streams that keeps them for the layers below: once at the top of the stack, and after every layer
-    whose hidden states are handed out."""
+@dataclass
+class Place:
+    """Where a layer stands in a stack at one call: a fact of the call, not of the layer.
 
-    @staticmethod
-    def forward(ctx, tape, y1, y2):
-        ctx.tape = tape
-        ctx.save_for_backward(y1, y2)
-        return y1.view_as(y1), y2.view_as(y2)
+    Attributes:
+        name: of the layer, for errors.
+        above, below: the handovers to its neighbours; without `above` it keeps the streams that it gives, without `below`
+            it hands down nothing.
+        unseen: nobody but the neighbours sees streams and gradients on their way, so that they may be written over.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_y1, grad_y2):
-        many = grad_y1.shape[0] * grad_y1.shape[1] > MANY_TOKENS  # then even what others may hold is overwritten
-        ctx.tape.put(*ctx.saved_tensors, owned=False, grads=(grad_y1, grad_y2) if many else (None, None))
-        return None, grad_y1, grad_y2
+    name: str
+    above: Handover | None = None
+    below: Handover | None = None
+    unseen: bool = False
 
-
-def anchor(tape, y1, y2):
-    """Keeps the streams (B, L, hidden) for the backward of the layers below; returns them."""
-    return _Anchor.apply(tape, y1, y2)
+    def run(self, layer, x1, x2, context):
+        """The layer, keeping nothing for backward but what this place asks for."""
+        return reversible_layer(self, layer.attention, layer.feed_forward, x1, x2, context)
 
 
-def as_streams(hidden_states, tape):
-    """Where the two equal streams start: float32 or more, on the grid if the halves work in half precision."""
+def places(layers, hidden_states, seen_between):
+    """The place of each layer, or None where it must keep its graph, since hooks inside it may look at that or change it.
+
+    `seen_between`: the streams between the layers are handed out.
+    """
+    inside = [is_watched(m for m in layer.modules() if m is not layer) for layer in layers]
+    around = [is_watched([layer]) for layer in layers]
+    hooked = any(inside) or any(getattr(layer, kind) for layer in layers for kind in HOOKS)  # FSDP2's count here
+    unseen = hidden_states.numel() >= WORTH_REUSING and not seen_between and not hooked
+    found = [None if inside[i] else Place(f"encoder.layers[{i}]", unseen=unseen) for i in range(len(layers))]
+    for i, (lower, upper) in enumerate(pairwise(found)):
+        if lower and upper and not (seen_between or around[i] or around[i + 1]):
+            lower.above = upper.below = Handover()
+    return found
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def as_streams(hidden_states, reversible):
+    """Where the two equal streams start: float32 or more, and on the grid if reversible halves work in half precision."""
     streams = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-    half = streams.dtype != hidden_states.dtype or torch.is_autocast_enabled(hidden_states.device.type)
-    if tape is None or not half or streams.dtype != torch.float32:
+    half = streams.dtype != hidden_states.dtype or _autocast(hidden_states)
+    if not (reversible and half and streams.dtype == torch.float32):
         return streams
     return streams + (_on_grid(streams.detach()) - streams.detach())
+
+
+def widened(stream):
+    """A stream that somebody has rounded to half precision on its way between two layers, in float32 again."""
+    if stream.dtype not in (torch.float16, torch.bfloat16):
+        return stream
+    logger.warning_once(
+        f"The streams between reversible layers are float32, but reach a layer as {stream.dtype}: gradients are less exact. "
+        "With FSDP2, use MixedPrecisionPolicy(..., cast_forward_inputs=False, output_dtype=None)."
+    )
+    return stream.to(torch.float32)
+
+
+def _autocast(tensor):
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
 
 
 def _on_grid(x):
@@ -93,138 +127,158 @@ def _residual(output, stream):
     return output if output.dtype == stream.dtype else _on_grid(output.to(stream.dtype))
 
 
-@dataclass
-class Call:
-    """One forward call of a layer: its halves, what they are given, and what they give beside the streams.
+def add_half(module, inputs, stream, step, out=None):
+    """stream + module(inputs), `step` tokens at a time, without gradient; `out` may be the stream itself."""
+    out = torch.empty_like(stream) if out is None else out
+    for part in pieces_of((module,), step, stream.shape[1]):
+        torch.add(stream[:, part], _residual(module(inputs[:, part]), stream), out=out[:, part])
+    return out
+
+
+# --- what a layer was given, and what is rebuilt ----------------------------------------------------------------------
+
+
+def _samples(x1, x2):
+    """A few numbers of both streams, from all over them: (2, at most `SAMPLES`)."""
+    step = max(1, x1.numel() // SAMPLES)
+    return torch.stack([x.flatten()[::step][:SAMPLES] for x in (x1, x2)])
+
+
+class Check:
+    """Compares the numbers that a layer was given with those that its backward rebuilds."""
+
+    def __init__(self, name, x1, x2, half):
+        self.name, self.given = name, _samples(x1, x2)
+        self.allowed = HALF_DRIFT if half else DRIFT.get(self.given.dtype, HALF_DRIFT)
+
+    def compare(self, x1, x2, size, drift_above):
+        """How far off what is rebuilt is, and by how much too far. A layer may multiply what it is handed from above."""
+        given = self.given.to(x1.device)
+        drift = (_samples(x1, x2) - given).abs().max()
+        limit = self.allowed * torch.maximum(given.abs().max(), size)
+        return drift, drift - (limit if drift_above is None else limit + 100 * drift_above.to(x1.device))
+
+
+def verify(checks):
+    """Raises for the uppermost layer whose backward did not rebuild what its forward was given: one look at a device.
+
+    `checks`: (name, by how much too far off) of each layer, from above.
+    """
+    off = torch.stack([excess.to(checks[0][1].device) for _, excess in checks]) > 0
+    if bool(off.any()):
+        name = checks[int(off.to(torch.int8).argmax())][0]
+        raise RuntimeError(
+            f"In backward, {name} did not give what it gave in forward, so that its gradients would be wrong: something that "
+            "it computes with has changed in between, or draws from a random source of its own. Leave it as it is until "
+            "after backward, or set `reversible=False` in the configuration."
+        )
+
+
+# --- the layer --------------------------------------------------------------------------------------------------------
+
+
+class _Call:
+    """One forward call of a layer: its halves as they were then, and what they were given.
 
     F is an attention core, which mixes tokens, followed by an output projection, which does not.
     """
 
-    attention: torch.nn.Module
-    feed_forward: torch.nn.Module
-    bottom: bool
-    overwrite: bool
-    arguments: dict[str, Any]
-    attentions: torch.Tensor | None = None
-    names: list[list[str]] = field(default_factory=list)
+    def __init__(self, place, attention, feed_forward, x2, context):
+        self.place, self.context = place, context
+        self.snapshot = Snapshot(attention, feed_forward)
+        self.attention, self.feed_forward = self.snapshot.modules
+        self.step = feed_forward.chunk_length(len(x2))
+        self.attentions = self.routing = None
 
-    def parts(self):
-        """The three modules and their named parameters: core, output projection, feed-forward."""
-        core = {n: p for n, p in self.attention.named_parameters() if not n.startswith("output.")}
-        others = (self.attention.output, self.feed_forward)
-        return [core, *(dict(module.named_parameters()) for module in others)]
+    def core(self, x2):
+        return self.attention.core(x2, self.context, self.routing).hidden_states
+
+    def undo(self, module, state, totals, inputs, stream, grad_stream, *, owned, grad):
+        """stream - module(inputs), in the stream's memory where that is `owned`, and its gradient for the inputs, added to
+        `grad`; one pass over the tokens."""
+        rebuilt, leaves = stream if owned else torch.empty_like(stream), list(module.parameters())
+        with state():
+            for part in pieces_of((module,), self.step, stream.shape[1]):
+                (output,), pull = vjp(module, (inputs[:, part],), (True,))
+                torch.sub(stream[:, part], _residual(output, stream), out=rebuilt[:, part])
+                del output
+                (piece,), grads = pull(leaves, [grad_stream[:, part]])
+                if piece is not None:
+                    grad[:, part].add_(piece)
+                totals.add(leaves, grads)
+        return rebuilt, grad
 
 
-def reversible_layer(tape, attention, feed_forward, x1, x2, bottom=False, overwrite=False, **arguments):
-    """y1 = x1 + attention(x2), y2 = x2 + feed_forward(y1), without keeping anything for backward.
+def reversible_layer(place, attention, feed_forward, x1, x2, context):
+    """y1 = x1 + attention(x2), y2 = x2 + feed_forward(y1), without keeping anything for backward that can be rebuilt.
 
     Args:
-        tape: of this forward pass; an `anchor` above must put streams on it in backward.
-        attention: called with (x2, project_output=False, **arguments); what it returns has `hidden_states`, which
-            `attention.output` then maps token by token, `routing` (given back to it as `routing` in backward) and
-            `attentions`.
-        feed_forward: maps y1 token by token; both are called with `feed_forward.chunk_length(batch size)` tokens at a time.
-        bottom: there is no layer below, and so nothing to put on the tape.
-        overwrite: y1 and y2 may stand in the memory of x1 and x2, which must be two tensors that nobody needs any more.
+        place: of the layer in this forward pass.
+        attention: `core(x2, context, routing)` mixes tokens and gives `hidden_states`, `routing` (given back to it in
+            backward) and `attentions`; `output` maps the hidden states token by token.
+        feed_forward: maps y1 token by token; it and `attention.output` are called with `feed_forward.chunk_length(batch size)`
+            tokens at a time.
 
     Returns:
         y1, y2, and the attention probabilities (no gradient) or None.
     """
-    call = Call(attention, feed_forward, bottom, overwrite, {**arguments, "project_output": False})
-    named = call.parts()
-    call.names = [list(part) for part in named]
-    y1, y2 = _ReversibleLayer.apply(tape, call, x1, x2, *(p for part in named for p in part.values()))
+    call = _Call(place, attention, feed_forward, x2, context)
+    y1, y2 = _ReversibleLayer.apply(call, attention, feed_forward, x1, x2, *call.snapshot.parameters)
     return y1, y2, call.attentions
 
 
 class _ReversibleLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tape, call, x1, x2, *parameters):
-        ctx.tape, ctx.call = tape, call
-        ctx.save_for_backward(*parameters)
-        ctx.core_state = ReplayState(x2)
-        core = call.attention(x2, **call.arguments)
-        ctx.routing, call.attentions = core.routing, core.attentions
-        step = call.feed_forward.chunk_length(len(x2))
-        ctx.output_state = ReplayState(x2)
-        over1, over2 = (x1.detach(), x2.detach()) if call.overwrite else (None, None)
-        y1 = add_half(call.attention.output, core.hidden_states, x1, step, over1)
+    def forward(ctx, call, attention, feed_forward, x1, x2, *parameters):
+        place = call.place
+        half = _autocast(x2) or any(p.dtype != x2.dtype for p in parameters)
+        ctx.call, ctx.check = call, Check(place.name, x1, x2, half)
+        over1, over2 = (x1.detach(), x2.detach()) if place.unseen and place.below else (None, None)
+        core_state = Replay(x2)
+        core = attention.core(x2, call.context)
+        call.routing, call.attentions = core.routing, core.attentions
+        output_state = Replay(x2)
+        y1 = add_half(attention.output, core.hidden_states, x1, call.step, over1)
         del core
-        ctx.feed_forward_state = ReplayState(x2)
-        y2 = add_half(call.feed_forward, y1, x2, step, over2)
+        ctx.states = core_state, output_state, Replay(x2)
+        y2 = add_half(feed_forward, y1, x2, call.step, over2)
+        ctx.save_for_backward(*parameters, *(() if place.above else (y1, y2)))
         return y1, y2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y1, grad_y2):
-        y1, y2, owned = ctx.tape.take()
-        call, overwrite = ctx.call, ctx.tape.made(grad_y1, grad_y2)
-        core, output, feed_forward = _split(ctx)
-        step = call.feed_forward.chunk_length(len(y1))
-        x2, grad_x1, feed_forward_grads = _undo_half(
-            call.feed_forward, *feed_forward, ctx.feed_forward_state, step, y1, y2, grad_y2,
-            rebuilt=y2 if owned else torch.empty_like(y2), grad=grad_y1 if overwrite else grad_y1.clone(),
-        )  # fmt: skip
-        del y2, grad_y1
-        attended, graph = _core_again(ctx, x2, core)
-        x1, grad_attended, output_grads = _undo_half(
-            call.attention.output, *output, ctx.output_state, step, attended, y1, grad_x1,
-            rebuilt=y1 if owned else torch.empty_like(y1), grad=torch.zeros_like(attended),
-        )  # fmt: skip
-        del y1, attended
-        (grad_x2,), core_grads = graph.gradients(core[1], [grad_attended])
-        grad_x2 = grad_y2.add_(grad_x2) if overwrite else grad_x2.add_(grad_y2)
-        if not call.bottom:
-            ctx.tape.put(x1, x2, owned=True, grads=(grad_x1, grad_x2))
-        return None, None, grad_x1, grad_x2, *core_grads, *output_grads, *feed_forward_grads
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Reversible layers have no second derivative (`create_graph=True`): set `reversible=False` in the configuration."
+            )
+        call, place, saved = ctx.call, ctx.call.place, ctx.saved_tensors  # raises where a parameter has changed
+        core_state, output_state, feed_forward_state = ctx.states
+        leaves = call.snapshot.leaves(ctx.needs_input_grad[5:])
+        y1, y2, drift, checks = place.above.take(grad_y1.device) if place.above else (*saved[len(leaves) :], None, ())
+        owned, unseen, totals = place.above is not None, place.unseen, Totals(leaves)
+        size = _samples(y1, y2).abs().max()
+
+        grad = grad_y1 if unseen else grad_y1.clone()
+        x2, grad_x1 = call.undo(call.feed_forward, feed_forward_state, totals, y1, y2, grad_y2, owned=owned, grad=grad)
+        with core_state():
+            (attended,), pull = vjp(call.core, (x2,), (True,))
+        grad = torch.zeros_like(attended)
+        x1, grad = call.undo(call.attention.output, output_state, totals, attended, y1, grad_x1, owned=owned, grad=grad)
+        del attended, y1, y2
+        (grad_x2,), grads = pull(leaves, [grad])
+        totals.add(leaves, grads)
+        grad_x2 = grad_y2.add_(grad_x2) if unseen else grad_x2.add_(grad_y2)
+
+        drift, excess = ctx.check.compare(x1, x2, size, drift)
+        _hand_down(
+            place.below if any(ctx.needs_input_grad[3:5]) else None, x1, x2, drift, (*checks, (place.name, excess))
+        )
+        return None, None, None, grad_x1, grad_x2, *totals.result()
 
 
-def _split(ctx):
-    """(names, detached parameters) of the three parts."""
-    saved = zip(ctx.saved_tensors, ctx.needs_input_grad[4:], strict=True)
-    parameters = iter([p.detach().requires_grad_(needed) for p, needed in saved])
-    return [(names, [next(parameters) for _ in names]) for names in ctx.call.names]
-
-
-def add_half(module, inputs, stream, step, out=None):
-    """stream + module(inputs), `step` tokens at a time, without gradient; `out` may be the stream itself."""
-    out = torch.empty_like(stream) if out is None else out
-    for part in parts(stream.shape[1], step):
-        torch.add(stream[:, part], _residual(module(inputs[:, part]), stream), out=out[:, part])
-    return out
-
-
-def _undo_half(module, names, parameters, state, step, inputs, stream, grad_stream, *, rebuilt, grad):
-    """`rebuilt` = stream - module(inputs), with the gradients for inputs (added to `grad`) and parameters, in one pass."""
-
-    def work():
-        totals = [None] * len(parameters)
-        for part in parts(stream.shape[1], step):
-            leaf = inputs[:, part].detach().requires_grad_()
-            with torch.enable_grad():
-                output = module(leaf)
-                graph = Graph([output], [leaf])
-            torch.sub(stream[:, part], _residual(output.detach(), stream), out=rebuilt[:, part])
-            del output
-            (piece,), grads = graph.gradients(parameters, [grad_stream[:, part]])
-            grad[:, part].add_(piece)
-            totals = [add(total, more) for total, more in zip(totals, grads, strict=True)]
-        return totals
-
-    with state.replay():
-        return rebuilt, grad, with_parameters(module, names, parameters, work)
-
-
-def _core_again(ctx, x2, core):
-    """The attention core's output and its graph."""
-    names, parameters = core
-    arguments = {**ctx.call.arguments, "routing": ctx.routing, "output_attentions": False}
-    leaf = x2.detach().requires_grad_()
-
-    def work():
-        with torch.enable_grad():
-            attended = ctx.call.attention(leaf, **arguments).hidden_states
-            return attended.detach(), Graph([attended], [leaf])
-
-    with ctx.core_state.replay():
-        return with_parameters(ctx.call.attention, names, parameters, work)
+def _hand_down(below, x1, x2, drift, checks):
+    """The streams to the layer below. A GPU is asked only once, at the lowest layer, whether all is well."""
+    if below is None or x1.device.type == "cpu":
+        verify(checks if below is None else checks[-1:])
+    if below is not None:
+        below.put(x1, x2, drift, checks)

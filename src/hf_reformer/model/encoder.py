@@ -1,0 +1,120 @@
+"""The stack of layers over two streams that start equal, then a layer norm over both side by side (paper section 3).
+
+Shapes: B batch, L length.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .configuration_reformer import PUBLISHED_LAYERS
+from .dropout import Dropout
+from .layer import Inference, ReformerLayer, StreamLayerNorm
+from .recompute import is_watched, tokenwise
+from .reversible import WORTH_REUSING, as_streams, places
+from .tracing import tracing
+
+
+class EncoderOutput(NamedTuple):
+    last_hidden_state: torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # (B, L, 2 * hidden), or the two streams
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """A layer under gradient checkpointing, `checkpoint(function, *inputs)`."""
+
+    checkpoint: object
+
+    def run(self, layer, x1, x2, context):
+        return self.checkpoint(partial(layer.compute, context=context), x1, x2)
+
+
+def final_norm(layer_norm, dropout, y1, y2):
+    """Both streams (B, L, hidden) -> their layer norm side by side, (B, L, 2 * hidden)."""
+    return dropout(layer_norm(torch.cat([y1, y2], dim=-1)))
+
+
+class ReformerEncoder(nn.Module):
+    """The layers and the final norm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.reversible = config.reversible
+        self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
+        self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    @property
+    def final_norm(self):
+        """The modules that `encoder.final_norm` takes."""
+        return self.layer_norm, self.dropout
+
+    def forward(self, hidden_states, context, output_hidden_states=False):
+        """(B, L, hidden) -> `EncoderOutput`."""
+        output = self.streams(hidden_states, context, output_hidden_states)
+        y1, y2 = output.last_hidden_state
+        normed = tokenwise(final_norm, self.final_norm, y1, y2, numbers=2 * y1.shape[2])
+        return EncoderOutput(normed, *output[1:])
+
+    def streams(self, hidden_states, context, output_hidden_states=False, last=0):
+        """The same before the final norm: `last_hidden_state` is the two streams, (B, L or `last`, hidden) each.
+
+        context: with a `ReformerCache`, which has begun this piece, as its cache; gradients must be off then.
+        """
+        if tracing():
+            ways = [None] * len(self.layers)
+        elif torch.is_grad_enabled():
+            return self._train(hidden_states, context, output_hidden_states, last)
+        else:
+            ways = self._infer(hidden_states, context, output_hidden_states, last)
+        return self._run(hidden_states, context, ways, output_hidden_states, last)
+
+    @torch.compiler.disable  # a graph of the layers would hold what they are there not to keep
+    def _train(self, hidden_states, context, output_hidden_states, last):
+        """Reversible layers, or ordinary ones, perhaps under gradient checkpointing."""
+        ways = [None] * len(self.layers)
+        if self.reversible:
+            hidden_states = as_streams(hidden_states, reversible=True)
+            ways = places(self.layers, hidden_states, output_hidden_states)
+        elif self.gradient_checkpointing and self.training:
+            ways = [Checkpointed(self._gradient_checkpointing_func)] * len(self.layers)
+        return self._run(hidden_states, context, ways, output_hidden_states, last)
+
+    def _infer(self, hidden_states, context, output_hidden_states, last):
+        """Without gradients, in the streams' own memory where nobody looks; into a cache, the last layer works on the last
+        tokens alone."""
+        large = hidden_states.numel() >= WORTH_REUSING
+        overwrite = large and not output_hidden_states and not is_watched(self.modules())
+        ways = [Inference()] + [Inference(overwrite)] * (len(self.layers) - 1)
+        if not output_hidden_states and self._ends_early(hidden_states.shape[1], context, last):
+            ways[-1] = replace(ways[-1], last=last)
+        return ways
+
+    def _ends_early(self, length, context, last):
+        """Whether the last layer may take a first piece into its cache and go on with the last tokens alone: nobody asks for
+        the others, and these attend as the full forward lets them (with padding, those of a published layer may not)."""
+        kind = self.layers[-1].attention.self_attention.layer_type
+        first = context.cache is not None and context.cache.layers[-1].get_seq_length() == 0
+        free = context.real_tokens is None or kind not in PUBLISHED_LAYERS
+        return first and free and 0 < last < length and not context.output_attentions and not is_watched(self.modules())
+
+    def _run(self, hidden_states, context, ways, output_hidden_states, last):
+        y1 = y2 = as_streams(hidden_states, reversible=False)
+        all_hidden_states, attentions = [y2], []
+        caches = [None] * len(self.layers) if context.cache is None else context.cache.layers
+        for layer, way, cache in zip(self.layers, ways, caches, strict=True):
+            y1, y2, probabilities = layer(y1, y2, replace(context, cache=cache), way)
+            if output_hidden_states:
+                all_hidden_states.append(y2)
+            attentions.append(probabilities)
+        return EncoderOutput(
+            (y1[:, -last:], y2[:, -last:]),
+            tuple(all_hidden_states) if output_hidden_states else None,
+            tuple(attentions) if context.output_attentions else None,
+        )
