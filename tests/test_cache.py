@@ -489,7 +489,7 @@ def test_what_is_read_of_the_history_does_not_grow_with_it(monkeypatch):
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_last_layer_works_on_what_is_kept_of_a_prompt_alone(kind, padded, keep, monkeypatch):
     """Logits equal the full forward's, and so do those of the tokens that follow, where they do anyway."""
-    monkeypatch.setattr("hf_reformer.model.layer.WORTH_REUSING", 1)
+    monkeypatch.setattr("hf_reformer.model.encoder.WORTH_REUSING", 1)
     model = build(tiny_config(["strict_local", "strict_lsh", kind]))
     input_ids, given = tokens(model.config, 2, 43), []
     mask = torch.ones_like(input_ids)

@@ -115,7 +115,7 @@ def test_new_axial_positions_are_drawn_with_their_own_deviation():
 
 @pytest.mark.parametrize("watch", ["hook on a layer", "hook inside a layer", "output_hidden_states"])
 def test_what_a_forward_without_gradients_shows_is_not_written_over(watch, monkeypatch):
-    monkeypatch.setattr("hf_reformer.model.layer.WORTH_REUSING", 1)
+    monkeypatch.setattr("hf_reformer.model.encoder.WORTH_REUSING", 1)
     model = build(tiny_config(["strict_local", "strict_lsh", "lsh"])).eval()
     input_ids, seen = tokens(model.config, 2, 41), []
     layers = model.reformer.encoder.layers
@@ -142,14 +142,15 @@ def test_memory_of_the_streams_is_used_again_without_gradients(monkeypatch):
     input_ids = tokens(model.config, 2, 41)
     with torch.no_grad():
         expected = model(input_ids).logits
-        monkeypatch.setattr("hf_reformer.model.layer.WORTH_REUSING", 1)
-        memory, run = set(), type(model.reformer.encoder)._run
+        monkeypatch.setattr("hf_reformer.model.encoder.WORTH_REUSING", 1)
+        memory, kind = set(), type(model.reformer.encoder.layers[0])
+        forward = kind.forward
 
-        def watched(self, layer, *streams, **arguments):
-            result = run(self, layer, *streams, **arguments)
+        def watched(self, *arguments):
+            result = forward(self, *arguments)
             memory.update(stream.data_ptr() for stream in result[:2])
             return result
 
-        monkeypatch.setattr(type(model.reformer.encoder), "_run", watched)
+        monkeypatch.setattr(kind, "forward", watched)
         assert torch.equal(model(input_ids).logits, expected)
     assert len(memory) == 2

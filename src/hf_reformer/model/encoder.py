@@ -89,8 +89,9 @@ class ReformerEncoder(nn.Module):
     def _infer(self, hidden_states, context, output_hidden_states, last):
         """Without gradients, in the streams' own memory where nobody looks; into a cache, the last layer works on the last
         tokens alone."""
-        large = hidden_states.numel() >= WORTH_REUSING
-        overwrite = large and not output_hidden_states and not is_watched(self.modules())
+        if is_watched(self.modules()):  # as it stands in the layer, so that every module is called
+            return [None] * len(self.layers)
+        overwrite = hidden_states.numel() >= WORTH_REUSING and not output_hidden_states
         ways = [Inference()] + [Inference(overwrite)] * (len(self.layers) - 1)
         if not output_hidden_states and self._ends_early(hidden_states.shape[1], context, last):
             ways[-1] = replace(ways[-1], last=last)
@@ -102,7 +103,7 @@ class ReformerEncoder(nn.Module):
         kind = self.layers[-1].attention.self_attention.layer_type
         first = context.cache is not None and context.cache.layers[-1].get_seq_length() == 0
         free = context.real_tokens is None or kind not in PUBLISHED_LAYERS
-        return first and free and 0 < last < length and not context.output_attentions and not is_watched(self.modules())
+        return first and free and 0 < last < length and not context.output_attentions
 
     def _run(self, hidden_states, context, ways, output_hidden_states, last):
         y1 = y2 = as_streams(hidden_states, reversible=False)

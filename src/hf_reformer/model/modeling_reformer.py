@@ -354,9 +354,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         past = past_buckets_states if past_key_values is None else past_key_values
         use_cache = False if use_cache is None and not no_loss else use_cache
         for name, value in (("labels", labels), ("shift_labels", shift_labels)):
-            check_labels(
-                name, value, (inputs_embeds if input_ids is None else input_ids).shape[:2], self.config.vocab_size
-            )
+            self._check_labels(name, value, input_ids, inputs_embeds)
         read, output, cache = self._read(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions,
             output_hidden_states=output_hidden_states,
