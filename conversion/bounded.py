@@ -86,10 +86,10 @@ def regular_file_size(path):
     return status.st_size
 
 
-def read_text(path):
-    """A small UTF-8 text file, with or without a byte order mark."""
-    if regular_file_size(path) > MAX_TEXT:
-        raise ValueError(f"{path} is larger than {MAX_TEXT:,} bytes, too large for a configuration.")
+def read_text(path, limit=MAX_TEXT):
+    """A UTF-8 text file of at most `limit` bytes, with or without a byte order mark."""
+    if regular_file_size(path) > limit:
+        raise ValueError(f"{path} is larger than {limit:,} bytes, too large for what it is.")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,8 +98,13 @@ def read_text(path):
 
 def read_json(path):
     """The object in a small JSON file."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text, path):
+    """The object in the text of a JSON file."""
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):

@@ -34,9 +34,11 @@ class StorageType:
         self.size = size
 
 
-def find_tensors(folder):
-    """The file to read in a folder, or None."""
-    return next((Path(folder) / name for name in FILES if (Path(folder) / name).exists()), None)
+def find_tensors(source):
+    """The file to read in a folder, or the source itself where its name is one of such a file; else None."""
+    if not source.is_dir():
+        return source if is_torch(source) else None
+    return next((source / name for name in FILES if (source / name).exists()), None)
 
 
 def is_torch(path):
