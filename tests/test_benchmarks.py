@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import benchmarks
+from benchmarks import house
 from benchmarks.__main__ import main, read_results
 from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
@@ -213,3 +214,18 @@ def test_the_kinds_of_a_profile_hold_most_of_a_step():
     found = shares(replace(OURS, length=1024, rounds=1, layers=2))
     assert all(seconds >= 0 for seconds in found.values())
     assert found["matrix products"] > 0.2 * sum(found.values())
+
+
+def test_the_table_of_the_house_has_lines_and_longest_functions_before_and_now():
+    function = 'def long(x):\n    """Text\n\n    of lines."""\n    x += 1\n    return x\n'
+    now = {"a/one.py": function + "\n\ndef short():\n    return 1\n", "a/two.py": "X = 1\n"}
+    lines = house.table(now, {"a/one.py": "class A:\n    def old(self):\n        pass\n"}).splitlines()
+    assert lines[2] == "| `a/one.py` | 3 | 1 `old` | 10 | 2 `long` |"
+    assert lines[3] == "| `a/two.py` |  |  | 1 |  |"
+    assert lines[5] == "| **all** | **3** in 1 modules, median 3 | **1** | **11** in 2 modules, median 10 | **2** |"
+
+
+def test_the_house_counts_what_is_committed_as_what_is_there():
+    """One folder is a link into another place, which must not count twice."""
+    now, then = house.modules_now(["src", "conversion"]), house.modules_at("HEAD", ["src", "conversion"])
+    assert sum(path.endswith("gin.py") for path in now) == sum(path.endswith("gin.py") for path in then) == 1
