@@ -86,6 +86,22 @@ def regular_file_size(path):
     return status.st_size
 
 
+def inside(folder, name):
+    """`folder / name`, which may be a link to a file in the folder or in the cache that the folder is a snapshot of.
+
+    What is found in a folder, rather than named by the user, and comes into the output must not be somebody's other file.
+
+    Raises:
+        ValueError: it leads elsewhere.
+    """
+    home, target = folder.resolve(), (folder / name).resolve()
+    # models--owner--name/snapshots/REVISION/... -> models--owner--name/blobs/...
+    caches = [place.parent.parent / "blobs" for place in (home, *home.parents) if place.parent.name == "snapshots"]
+    if home not in target.parents and target.parent not in caches:
+        raise ValueError(f"{folder / name} is a link to {target}, outside its folder, and is not followed.")
+    return folder / name
+
+
 def read_text(path, limit=MAX_TEXT):
     """A UTF-8 text file of at most `limit` bytes, with or without a byte order mark."""
     if regular_file_size(path) > limit:

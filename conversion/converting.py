@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from hf_reformer.files import check_place, replacing_folder
 
 from . import limits, transformers_format, trax_format
+from .bounded import inside
 from .fingerprint import fingerprint
 from .key_map import match_by_name
 from .model_card import model_card
@@ -108,7 +109,7 @@ def read_checkpoint(source, config=None, max_length=None):
 def _config_beside(folder, names):
     for name in names:
         if (folder / name).exists():
-            return folder / name
+            return inside(folder, name)
     raise ValueError(f"{folder} has no {' and no '.join(names)}: give the architecture with --config.")
 
 

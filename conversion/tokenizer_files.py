@@ -1,7 +1,6 @@
 """The tokenizer of a converted checkpoint: bytes, a SentencePiece model, or the files beside the source.
 
-The files are read as everything else in a source is, bounded and parsed; what is written is what was read. A link is
-followed only to a file of the same folder, or to the blobs of the Hub's cache, whose snapshots are nothing but links.
+The files are read as everything else in a source is, bounded and parsed; what is written is what was read.
 """
 
 import json
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import hf_reformer
 
-from .bounded import parse_json, read_text
+from .bounded import inside, parse_json, read_text
 
 BYTE_VOCABULARY = 258
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -70,20 +69,6 @@ def write_tokenizer(folder, tokenizer, config):
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return tokenizer
-
-
-def inside(folder, name):
-    """`folder / name`, which may be a link to a file in the folder or in the cache that the folder is a snapshot of.
-
-    Raises:
-        ValueError: it leads elsewhere.
-    """
-    home, target = folder.resolve(), (folder / name).resolve()
-    # models--owner--name/snapshots/REVISION/... -> models--owner--name/blobs/...
-    caches = [place.parent.parent / "blobs" for place in (home, *home.parents) if place.parent.name == "snapshots"]
-    if home not in target.parents and target.parent not in caches:
-        raise ValueError(f"{folder / name} is a link to {target}, outside its folder, and is not followed.")
-    return folder / name
 
 
 def _sentencepiece(path, length):

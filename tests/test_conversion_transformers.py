@@ -328,6 +328,17 @@ def test_a_file_of_a_tokenizer_that_is_none_is_refused(source, tmp_path, name, k
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "spiece.model"])
+def test_other_files_that_are_found_in_a_folder_are_not_those_of_somebody_else(source, tmp_path, name):
+    if (source / name).exists():
+        (source / name).rename(tmp_path / name)
+    else:
+        (tmp_path / name).touch()
+    (source / name).symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a link to .*, outside its folder"):
+        convert(source, tmp_path / "out")
+
+
 def test_links_within_a_folder_are_followed(source, tmp_path):
     (source / "tokenizer.json").rename(source / "real.json")
     (source / "tokenizer.json").symlink_to("real.json")

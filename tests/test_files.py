@@ -90,6 +90,14 @@ def test_a_folder_is_on_the_disk_before_it_gets_its_name_and_so_is_the_name(tmp_
     assert calls[3:] == [("rename", temporary.name), ("fsync", tmp_path.name)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
+def test_no_file_stays_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    with replacing_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").touch()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_folder_whose_successor_cannot_take_its_place_stays(tmp_path, monkeypatch):
     path = tmp_path / "folder"
     path.mkdir()
@@ -156,6 +164,18 @@ def test_what_a_killed_process_left_goes_when_the_place_is_written_again(killed,
     assert [file.name for file in path.iterdir()] == ["newer"]
 
 
+def test_a_file_that_a_dead_process_left_goes(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with replacing_file(tmp_path / "file") as temporary:
+        temporary.touch()
+        left = temporary.with_name(temporary.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+        left.touch()
+    with replacing_file(tmp_path / "file") as temporary:
+        temporary.touch()
+        assert not left.exists()
+
+
 def test_what_living_processes_write_and_other_names_stay(tmp_path):
     with replacing_file(tmp_path / "file") as first:
         first.write_text("first")
@@ -202,6 +222,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path):
         (temporary / "new").touch()
     assert [file.name for file in (tmp_path / "link").iterdir()] == ["new"]
     assert (tmp_path / "elsewhere" / "mine").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
 
 
 @pytest.mark.parametrize("place", ["file/x", "file/x/y", "x" * 300, "x" * 300 + "/y"])
