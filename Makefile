@@ -6,9 +6,17 @@ STAMP := $(VENV)/.installed
 DEMO_OUTPUT ?= quickstart-output
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+MUTANTS_ARGS ?=
+# The test models are tiny: many processes of one thread use the cores better than one process of many threads. A process
+# takes up to 1 GiB, so there are no more than 8.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || test $(CORES) -gt 1 && echo $(CORES) || echo 0)
+# names of files may hold blanks and quotes, so a shell gets them from its environment
+export DEMO_OUTPUT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean distclean
+.PHONY: help install demo test lint format bench mutants clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -23,10 +31,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 install: $(STAMP) ## make .venv with the tested versions
 
 demo: $(STAMP) ## train, save, reload and generate: hf-reformer quickstart (about 3 minutes on 2 cores)
-	$(BIN)/hf-reformer quickstart --output $(DEMO_OUTPUT) $(DEMO_ARGS)
+	$(BIN)/hf-reformer quickstart --output "$$DEMO_OUTPUT" $(DEMO_ARGS)
 
-test: lint ## lint, then the tests (PYTEST_ARGS="-m slow" runs the slow ones)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+test: lint ## lint, then the tests on all cores (PYTEST_ARGS="-m slow" runs the slow ones)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
@@ -39,8 +47,12 @@ format: $(STAMP) ## rewrite the sources in the house style
 bench: $(STAMP) ## run the benchmarks
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-clean: ## remove what runs and builds leave behind
-	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis $(DEMO_OUTPUT)
+mutants: $(STAMP) ## break the code in many places and see whether the tests notice (MUTANTS_ARGS="--sample 40 --module hashing")
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(MUTANTS_ARGS)
+
+# a folder that DEMO_OUTPUT names belongs to whoever named it
+clean: ## remove what builds and `make demo` leave behind
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis quickstart-output
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the same, and .venv

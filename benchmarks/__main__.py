@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: every case in fresh processes, its runs in alternation; JSON, a table and plots come out."""
+"""`python -m benchmarks`: every case in fresh processes, its runs in alternation; JSON, a table and plots come out.
+
+What is measured replaces what the output folder holds of the same cases; all other cases stay.
+"""
 
 import argparse
 import importlib.util
@@ -13,11 +16,13 @@ from pathlib import Path
 
 import torch
 
+from hf_reformer.files import replacing_file
+
 from .cases import CASES
-from .models import floor_seconds
 from .report import markdown, plot
 
 GENERATION = "generation"
+OPTIONAL = ("reformer_pytorch",)  # peers that are no requirement of the development packages
 
 
 def main(argv=None):
@@ -29,29 +34,47 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.repetitions < 1:
         parser.error(f"--repetitions is {args.repetitions}, but must be at least 1")
-    command = " ".join(["python -m benchmarks", *(argv or sys.argv[1:])])
-    results = {"machine": machine(), "gflops": sgemm_gflops(), "command": f"`{command}`", "cases": []}
+    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if argv is None else argv)])
+    new = {"machine": machine(), "gflops": sgemm_gflops(), "command": f"`{command}`", "cases": []}
     args.output.mkdir(parents=True, exist_ok=True)
+    before = read_results(args.output)
     for case in CASES:
         if not args.cases or case.name in args.cases:
-            results["cases"].append(run_case(case, case.repetitions or args.repetitions, results["gflops"]))
-            write_results(results, args.output)
+            new["cases"].append(run_case(case, case.repetitions or args.repetitions))
+            write_results(merged(before, new), args.output)
     if not args.cases or GENERATION in args.cases:
-        results["generation"] = run_generation(args.repetitions)
-        write_results(results, args.output)
-    for name in ("crossover", "lengths"):
-        plot(results, name, args.output / f"{name}.png")
-    print(markdown(results))
+        new["generation"] = run_generation(args.repetitions)
+        write_results(merged(before, new), args.output)
+    for name in {"crossover", "lengths"} & {case["name"] for case in new["cases"]}:
+        plot([new], name, args.output / f"{name}.png")
+    print(markdown([new]))
 
 
-def write_results(results, folder):
-    write(folder / "results.json", json.dumps(results, indent=1))
-    write(folder / "results.md", markdown(results))
+def read_results(folder):
+    """The records that earlier commands wrote: a list, one for each machine and command."""
+    path = folder / "results.json"
+    return json.loads(path.read_text()) if path.exists() else []
 
 
-def run_case(case, repetitions, gflops):
-    """Measures the case's runs one after the other, `repetitions` times."""
-    runs = [run for run in case.runs if run.peer != "reformer_pytorch" or importlib.util.find_spec("reformer_pytorch")]
+def merged(records, new):
+    """`records` without what `new` has measured again, and `new`."""
+    measured = {case["name"] for case in new["cases"]}
+    kept = [record | {"cases": [c for c in record["cases"] if c["name"] not in measured]} for record in records]
+    if "generation" in new:
+        kept = [{key: value for key, value in record.items() if key != "generation"} for record in kept]
+    return [record for record in kept if record["cases"] or "generation" in record] + [new]
+
+
+def write_results(records, folder):
+    for name, text in (("results.json", json.dumps(records, indent=1)), ("results.md", markdown(records))):
+        with replacing_file(folder / name) as temporary:
+            temporary.write_text(text)
+
+
+def run_case(case, repetitions):
+    """Measures the case's runs one after the other, `repetitions` times; those of a peer that is not installed are named."""
+    left_out = [run.label for run in case.runs if run.peer in OPTIONAL and importlib.util.find_spec(run.peer) is None]
+    runs = [run for run in case.runs if run.label not in left_out]
     measurements = {run.label: [] for run in runs}
     for repetition in range(repetitions):
         for run in runs:
@@ -61,10 +84,8 @@ def run_case(case, repetitions, gflops):
                 f"{case.name} {repetition + 1}/{repetitions} {run.label}: {seconds:.3f} s", file=sys.stderr, flush=True
             )
     return {
-        "name": case.name, "title": case.title, "goal": case.goal, "repetitions": repetitions,
-        "runs": [
-            {**asdict(r), "floor": floor_seconds(r, gflops * 1e9), "measurements": measurements[r.label]} for r in runs
-        ],
+        "name": case.name, "title": case.title, "goal": case.goal, "repetitions": repetitions, "left_out": left_out,
+        "runs": [{**asdict(run), "measurements": measurements[run.label]} for run in runs],
     }  # fmt: skip
 
 
@@ -108,12 +129,6 @@ def machine():
         ]
         cpu = names[0] if names else cpu
     return f"{cpu}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, Python {platform.python_version()}"
-
-
-def write(path, text):
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import hf_reformer
+
 from .cases import CASES
 from .models import build
 
-PACKAGE = "hf_reformer"
+PACKAGE = Path(hf_reformer.__file__).parent
 
 
 @dataclass
@@ -32,7 +34,7 @@ def place():
     frame = sys._getframe(2)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.parent.name == PACKAGE:
+        if path.is_relative_to(PACKAGE):
             return f"{path.stem}.{frame.f_code.co_qualname}"
         frame = frame.f_back
     return "autograd"

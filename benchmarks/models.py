@@ -97,14 +97,26 @@ def _reformer_pytorch(run):
 
 
 def forward_flops(run):
-    """Multiplications and additions of all matrix products in one forward: projections, feed-forward, windows, head."""
-    inner = HEADS * HEAD_SIZE
-    local = 4 * WIDTH * inner + 2 * inner * 2 * CHUNK
-    lsh = 3 * WIDTH * inner + run.rounds * 2 * inner * 2 * CHUNK
-    layers = math.ceil(run.layers / 2) * local + run.layers // 2 * lsh + run.layers * 2 * WIDTH * INNER
-    return 2 * run.length * (layers + 2 * WIDTH * VOCABULARY)
+    """Multiplications and additions of all matrix products in one forward: projections, feed-forward, attention, head.
+
+    None for a peer whose products are not counted.
+    """
+    inner, length = HEADS * HEAD_SIZE, run.length
+    feed_forward = 2 * WIDTH * INNER
+    if run.peer in ("hf_reformer", "transformers"):
+        local = 4 * WIDTH * inner + 2 * inner * 2 * CHUNK
+        lsh = 3 * WIDTH * inner + run.rounds * 2 * inner * 2 * CHUNK
+        attention = math.ceil(run.layers / 2) * local + run.layers // 2 * lsh
+        return 2 * length * (attention + run.layers * feed_forward + 2 * WIDTH * VOCABULARY)
+    if run.peer == "gpt2":  # a query meets half of all keys: the others lie behind it
+        attention = 4 * WIDTH * WIDTH + 2 * WIDTH * length // 2
+        return 2 * length * (run.layers * (attention + feed_forward) + WIDTH * VOCABULARY)
+    return None
 
 
 def floor_seconds(run, flops_per_second):
-    """Time of the products alone: forward, in training also recomputed once and twice as much in backward."""
-    return forward_flops(run) * (1 if run.mode == "forward" else 4) / flops_per_second
+    """Time of the products alone, or None: forward, in training twice as much in backward, and once more if recomputed."""
+    flops = forward_flops(run)
+    recomputed = run.peer != "gpt2" and run.reversible
+    forwards = 1 if run.mode == "forward" else 3 + recomputed
+    return None if flops is None else flops * forwards / flops_per_second

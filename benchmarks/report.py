@@ -1,7 +1,11 @@
 """Results as a Markdown table and as plots over length."""
 
 from collections import defaultdict
+from dataclasses import fields
 from statistics import median
+
+from .cases import Run
+from .models import floor_seconds
 
 
 def summary(result):
@@ -9,29 +13,46 @@ def summary(result):
     return {key: median(m[key] for m in result["measurements"]) for key in result["measurements"][0]}
 
 
-def markdown(results):
-    """One table a case: time, ratio to the case's first run, memory growth, and times the matrix-product floor."""
+def markdown(records):
+    """The tables of all records; each stands under the machine and the command that it comes from."""
+    return "\n\n".join(_tables(record) for record in records) + "\n"
+
+
+def _tables(record):
     lines = [
-        f"Machine: {results['machine']}. Matrix products: {results['gflops']:.0f} GFLOP/s. {results['command']}",
+        f"Machine: {record['machine']}. Matrix products: {record['gflops']:.0f} GFLOP/s. {record['command']}",
         "",
     ]
-    for case in results["cases"]:
-        goal = f" Goal: {case['goal']}." if case["goal"] else ""
-        lines += [f"**{case['title']}** (medians of {case['repetitions']}).{goal}", ""]
-        lines += [
-            "| run | seconds | of the first | faster | memory growth, GiB | peak, GiB | of the floor |",
-            "|" + "---|" * 7,
-        ]
-        first = summary(case["runs"][0])
-        for run in case["runs"]:
-            s = summary(run)
-            lines.append(
-                f"| {run['label']} | {s['seconds']:.3g} | {s['seconds'] / first['seconds']:.2f} "
-                f"| {first['seconds'] / s['seconds']:.2f} | {s['growth_gib']:.2f} | {s['peak_gib']:.2f} "
-                f"| {s['seconds'] / run['floor']:.2f} |"
-            )
-        lines.append("")
-    return "\n".join(lines + generation(results.get("generation", [])))
+    for case in record["cases"]:
+        lines += [*_table(case, record["gflops"] * 1e9), ""]
+    return "\n".join(lines + generation(record.get("generation", []))).rstrip()
+
+
+def _table(case, flops_per_second):
+    """Time, ratio to the case's first run, memory growth, and times the floor of each run's own matrix products."""
+    goal = f" Goal: {case['goal']}." if case["goal"] else ""
+    lines = [
+        f"**{case['title']}** (medians of {case['repetitions']}).{goal}",
+        "",
+        "| run | seconds | of the first | faster | memory growth, GiB | peak, GiB | of the floor |",
+        "|" + "---|" * 7,
+    ]
+    first = summary(case["runs"][0])
+    for run in case["runs"]:
+        s, floor = summary(run), floor_seconds(run_of(run), flops_per_second)
+        of_the_floor = "" if floor is None else f"{s['seconds'] / floor:.2f}"
+        lines.append(
+            f"| {run['label']} | {s['seconds']:.3g} | {s['seconds'] / first['seconds']:.2f} "
+            f"| {first['seconds'] / s['seconds']:.2f} | {s['growth_gib']:.2f} | {s['peak_gib']:.2f} "
+            f"| {of_the_floor} |"
+        )
+    left_out = [f"{label}: not installed, left out." for label in case.get("left_out", [])]
+    return lines + ["", *left_out] if left_out else lines
+
+
+def run_of(result):
+    """The `Run` that a result was measured for."""
+    return Run(**{field.name: result[field.name] for field in fields(Run) if field.name in result})
 
 
 def generation(rows):
@@ -63,14 +84,14 @@ def generation(rows):
     return lines
 
 
-def plot(results, case_name, path):
+def plot(records, case_name, path):
     """Seconds and memory growth of a case's runs over length, log axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    case = next((c for c in results["cases"] if c["name"] == case_name), None)
+    case = next((c for record in records for c in record["cases"] if c["name"] == case_name), None)
     if case is None:
         return
     peers = defaultdict(list)

@@ -1,15 +1,19 @@
 """Measures one run in this process, which must be fresh: `python -m benchmarks.worker '{"label": ...}'` prints JSON."""
 
 import json
+import re
 import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from .cases import Run
 from .models import build
+
+STATUS = Path("/proc/self/status")
 
 
 def measure(run):
@@ -18,13 +22,14 @@ def measure(run):
     model.train(run.mode == "train")
     optimizer = torch.optim.Adam(model.parameters()) if run.mode == "train" else None
     input_ids = torch.randint(320, (1, run.length), generator=torch.Generator().manual_seed(1))
-    before = _resident()
+    before = memory()[0]
     times = [run_step(model, optimizer, input_ids) for _ in range(1 + run.steps)]
+    peak = memory()[1]
     state = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
         "seconds": statistics.median(times[1:] or times),
-        "peak_gib": _peak(),
-        "growth_gib": _peak() - before,
+        "peak_gib": peak,
+        "growth_gib": peak - before,
         "model_gib": state / 2**30,
     }
 
@@ -42,13 +47,16 @@ def run_step(model, optimizer, input_ids):
     return time.perf_counter() - start
 
 
-def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def memory():
+    """(resident now, peak) of this process alone, in GiB; both the peak where the system does not tell the former.
 
-
-def _resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**30
+    Linux' `ru_maxrss` begins with the peak of the process that started this one.
+    """
+    if STATUS.exists():
+        kib = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE))
+        return int(kib["VmRSS"]) / 2**20, int(kib["VmHWM"]) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return peak, peak
 
 
 if __name__ == "__main__":

@@ -86,10 +86,26 @@ def regular_file_size(path):
     return status.st_size
 
 
-def read_text(path):
-    """A small UTF-8 text file, with or without a byte order mark."""
-    if regular_file_size(path) > MAX_TEXT:
-        raise ValueError(f"{path} is larger than {MAX_TEXT:,} bytes, too large for a configuration.")
+def inside(folder, name):
+    """`folder / name`, which may be a link to a file in the folder or in the cache that the folder is a snapshot of.
+
+    What is found in a folder, rather than named by the user, and comes into the output must not be somebody's other file.
+
+    Raises:
+        ValueError: it leads elsewhere.
+    """
+    home, target = folder.resolve(), (folder / name).resolve()
+    # models--owner--name/snapshots/REVISION/... -> models--owner--name/blobs/...
+    caches = [place.parent.parent / "blobs" for place in (home, *home.parents) if place.parent.name == "snapshots"]
+    if home not in target.parents and target.parent not in caches:
+        raise ValueError(f"{folder / name} is a link to {target}, outside its folder, and is not followed.")
+    return folder / name
+
+
+def read_text(path, limit=MAX_TEXT):
+    """A UTF-8 text file of at most `limit` bytes, with or without a byte order mark."""
+    if regular_file_size(path) > limit:
+        raise ValueError(f"{path} is larger than {limit:,} bytes, too large for what it is.")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,8 +114,13 @@ def read_text(path):
 
 def read_json(path):
     """The object in a small JSON file."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text, path):
+    """The object in the text of a JSON file."""
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):

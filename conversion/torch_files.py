@@ -21,7 +21,10 @@ STORAGE_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
 }  # fmt: skip
-LEGACY_PICKLES = 5  # magic number, protocol, system, object, keys; then raw storages
+PROTO = b"\x80"  # the opcode that every pickle of torch.save begins with
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PICKLES = 4  # protocol, system, object, keys; they follow the magic number and come before raw storages
 
 
 class StorageType:
@@ -31,9 +34,11 @@ class StorageType:
         self.size = size
 
 
-def find_tensors(folder):
-    """The file to read in a folder, or None."""
-    return next((Path(folder) / name for name in FILES if (Path(folder) / name).exists()), None)
+def find_tensors(source):
+    """The file to read in a folder, or the source itself where its name is one of such a file; else None."""
+    if not source.is_dir():
+        return source if is_torch(source) else None
+    return next((source / name for name in FILES if (source / name).exists()), None)
 
 
 def is_torch(path):
@@ -95,20 +100,43 @@ def _read_pickled(path):
 
 
 def _look_through(path, size):
-    """Both forms of PyTorch's files: a zip archive with uncompressed members, and a row of pickles before raw data."""
+    """Both forms of PyTorch's files: a zip archive with uncompressed members, and a row of pickles before raw data.
+
+    Which of them it is, `torch.load` decides by the first four bytes, so they decide here too: what stands at the end of a
+    file, where other programs look for an archive, says nothing.
+    """
     names = _names(size)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-                raise ValueError("its members are compressed or larger than the file")
-            pickles = [m for m in members if m.filename.endswith(("/data.pkl", "/constants.pkl"))]
-            for member in pickles:
+    with open(path, "rb") as file:
+        head = file.read(len(ZIP_MAGIC))
+        file.seek(0)
+        if head == ZIP_MAGIC:
+            _look_through_zip(file, size, names)
+        elif head[:1] == PROTO:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+                _look_through_pickles(stream, names)
+        else:
+            raise ValueError("it begins neither as a zip archive nor as a pickle")
+
+
+def _look_through_zip(file, size, names):
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+            raise ValueError("its members are compressed or larger than the file")
+        # torch finds members whatever the case of their names, and the first where there are several
+        lower = [member.filename.lower() for member in members]
+        if len(set(lower)) < len(lower) or min((member.header_offset for member in members), default=0) > 0:
+            raise ValueError("two of its members have the same name, or something stands before them")
+        for member in members:
+            if member.filename.lower().endswith(".pkl"):
                 read_pickle(archive.read(member), names)
-    elif size > 0:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-            for _ in range(LEGACY_PICKLES):
-                read_pickle(stream, names)
+
+
+def _look_through_pickles(stream, names):
+    if read_pickle(stream, names) != LEGACY_MAGIC:
+        raise ValueError("it is a pickle, but not one that torch.save writes")
+    for _ in range(LEGACY_PICKLES):
+        read_pickle(stream, names)
 
 
 def _names(size):

@@ -16,7 +16,10 @@ import torch
 import hf_reformer
 
 from . import limits
+from .bounded import read_json
+from .checkpoint import Checkpoint, one_dtype
 from .key_map import check, match_by_name, same
+from .torch_files import read_tensors
 
 CLASSES = {
     "ReformerModel": hf_reformer.ReformerModel,
@@ -29,6 +32,18 @@ CLASSES = {
 CONSTANTS = re.compile(r"(^|\.)((self_)?mask_value_float(16|32)|position_ids)$")
 THEIR_LAYERS = ("local", "lsh")
 OURS_ONLY = ("reversible", "allow_duplicate_attention")
+
+
+def read(path, config, max_length=None):
+    """transformers' checkpoint, or ours."""
+    if max_length is not None:
+        raise ValueError(f"`max_length` is {max_length}, but this checkpoint stores its positions and their number.")
+    fields, tensors = read_json(config), read_tensors(path)
+    model_class, config, tensors = to_ours(fields, tensors, path)
+    types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    tensors, dtype = one_dtype(tensors)
+    notes = [f"weights of {', '.join(types)} are all {dtype} now"] if len(types) > 1 else []
+    return Checkpoint(model_class, config, tensors, f"{path.name} in the layout of transformers", notes)
 
 
 def model_class_of(config_fields, names):

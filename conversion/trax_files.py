@@ -40,16 +40,18 @@ def is_trax(path):
     return Path(path).name.endswith(ENDINGS)
 
 
-def find_trax(folder):
-    """The base path of the one Trax checkpoint in a folder, without ending; None if there is none.
+def find_trax(source):
+    """The base path of the one Trax checkpoint in a folder, without ending, or the source itself; else None.
 
     Raises:
         ValueError: there are several and none is called `model`.
     """
-    names = {_base(path).name for path in Path(folder).iterdir() if is_trax(path)}
+    if not source.is_dir():
+        return source if is_trax(source) else None
+    names = {_base(path).name for path in source.iterdir() if is_trax(path)}
     if len(names) > 1 and "model" not in names:
-        raise ValueError(f"{folder} holds several checkpoints, {sorted(names)}: name the file of one of them.")
-    return Path(folder) / ("model" if "model" in names else names.pop()) if names else None
+        raise ValueError(f"{source} holds several checkpoints, {sorted(names)}: name the file of one of them.")
+    return source / ("model" if "model" in names else names.pop()) if names else None
 
 
 def read_trax(path):

@@ -1,33 +1,79 @@
 """The benchmarks measure what they say: operations are counted right, and results become tables."""
 
+import json
+import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from benchmarks.__main__ import main
-from benchmarks.cases import CASES, OURS, STOCK, Case
+import benchmarks
+from benchmarks import house
+from benchmarks.__main__ import main, read_results
+from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
 from benchmarks.models import build, floor_seconds, forward_flops
 from benchmarks.profile import shares
 from benchmarks.report import markdown
+from benchmarks.worker import memory
 
 
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products, by PyTorch's own formulas, in forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops[func._overloadpacket] += flop_registry[func._overloadpacket](
+                *args, **(kwargs or {}), out_val=out
+            )
+        return out
+
+
+def products_of(run, model=None):
+    """Operations of one step by kind of product."""
+    model = (build(run) if model is None else model).train(run.mode == "train")
+    input_ids = torch.zeros(1, run.length, dtype=torch.int64)
+    with Products() as products, torch.set_grad_enabled(run.mode == "train"):
+        output = model(input_ids, labels=input_ids)
+        if run.mode == "train":
+            output.loss.backward()
+    return products.flops
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("rounds", [1, 4])
-def test_operations_of_the_floor_are_those_of_a_forward(rounds):
-    """All but those of hashing, which the floor leaves out."""
-    run = replace(OURS, length=1024, rounds=rounds, mode="forward")
-    model = build(run).eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(torch.zeros(1, 1024, dtype=torch.int64))
-    assert forward_flops(run) <= counter.get_total_flops() <= 1.1 * forward_flops(run)
+@pytest.mark.parametrize(
+    "run", [OURS, replace(OURS, reversible=False), STOCK], ids=["reversible", "reversible=False", "transformers"]
+)
+def test_the_floor_has_the_products_of_a_step(run, rounds, mode):
+    """All but those of hashing and of recomputing scores, which the floor leaves out."""
+    run = replace(run, length=512, rounds=rounds, mode=mode)
+    assert floor_seconds(run, 1) == pytest.approx(products_of(run).total(), rel=0.1)
 
 
-def test_a_training_step_costs_four_forwards():
-    train, forward = (floor_seconds(replace(OURS, mode=mode), 1e9) for mode in ("train", "forward"))
-    assert train == 4 * forward
+@pytest.mark.parametrize(("mode", "forwards"), [("forward", 1), ("train", 3)])
+def test_the_floor_of_gpt2_has_its_own_products_and_half_of_those_between_queries_and_keys(mode, forwards):
+    run = replace(GPT2, length=512, mode=mode)
+    model = build(run)
+    model.set_attn_implementation("eager")
+    flops = products_of(run, model)
+    assert flops[torch.ops.aten.bmm] == forwards * 4 * 512 * 512 * 256 * 6  # both products, 6 layers of width 256
+    assert floor_seconds(run, 1) == flops.total() - flops[torch.ops.aten.bmm] // 2
+
+
+def test_a_peer_whose_products_are_not_counted_has_no_floor():
+    assert floor_seconds(LUCIDRAINS, 1) is None
 
 
 def test_names_of_cases_and_labels_of_their_runs_are_unique():
@@ -36,17 +82,100 @@ def test_names_of_cases_and_labels_of_their_runs_are_unique():
         assert len({run.label for run in case.runs}) == len(case.runs), case.name
 
 
-def test_a_case_runs_and_its_table_holds_ratios(tmp_path, monkeypatch, capsys):
-    small = {"length": 256, "rounds": 1, "layers": 2, "mode": "forward"}
-    case = Case("small", "a small forward", (replace(STOCK, **small), replace(OURS, **small)), "none")
-    monkeypatch.setattr("benchmarks.__main__.CASES", (case,))
+SMALL = {"length": 256, "rounds": 1, "layers": 2, "mode": "forward"}
+
+
+def measured(seconds, growth=0.25):
+    return {"seconds": seconds, "peak_gib": 1.5, "growth_gib": growth, "model_gib": 0.01}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two cases of small runs, measured without a process: 2 s for transformers, 0.5 s for ours."""
+    runs = replace(STOCK, **SMALL), replace(OURS, **SMALL), replace(LUCIDRAINS, **SMALL)
+    monkeypatch.setattr("benchmarks.__main__.CASES", tuple(Case(name, f"case {name}", runs) for name in "ab"))
+    monkeypatch.setattr("benchmarks.__main__.OPTIONAL", ("reformer_pytorch",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.__main__.sgemm_gflops", lambda: 1.0)
+    monkeypatch.setattr(
+        "benchmarks.__main__.in_fresh_process", lambda run: measured(2.0 if run.peer == "transformers" else 0.5)
+    )
+
+
+def rows_of(table):
+    return {line.split("|")[1].strip(): line.split("|") for line in table.splitlines() if line.startswith("| ")}
+
+
+def test_a_case_runs_in_processes_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.__main__.CASES", (Case("small", "a small forward", (replace(OURS, **SMALL),)),))
     main(["--cases", "small", "--repetitions", "1", "--output", str(tmp_path)])
     table = (tmp_path / "results.md").read_text()
-    assert table in capsys.readouterr().out
-    rows = {line.split("|")[1].strip(): line.split("|") for line in table.splitlines() if line.startswith("| ")}
-    assert float(rows["transformers"][4]) == 1
-    assert float(rows["lsh"][2]) > 0
+    assert table.strip() == capsys.readouterr().out.strip()
+    assert float(rows_of(table)["lsh"][2]) > 0
     assert "--cases small --repetitions 1" in table
+
+
+@pytest.mark.usefixtures("small")
+def test_a_table_holds_ratios_to_the_first_run_and_to_the_floor_of_each(tmp_path):
+    main(["--cases", "a", "--output", str(tmp_path)])
+    ours = rows_of((tmp_path / "results.md").read_text())["lsh"]
+    assert [float(cell) for cell in ours[2:7]] == [0.5, 0.25, 4, 0.25, 1.5]
+    assert float(ours[7]) == pytest.approx(0.5 / (forward_flops(replace(OURS, **SMALL)) / 1e9), abs=0.005)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_peer_that_is_not_installed_leaves_a_note(tmp_path):
+    main(["--cases", "a", "--output", str(tmp_path)])
+    assert "\n\nreformer-pytorch: not installed, left out.\n" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.usefixtures("small")
+def test_cases_that_are_not_measured_again_stay(tmp_path, monkeypatch):
+    main(["--output", str(tmp_path), "--cases", "a", "b"])
+    monkeypatch.setattr("benchmarks.__main__.in_fresh_process", lambda run: measured(3.0))
+    main(["--output", str(tmp_path), "--cases", "a"])
+    records = json.loads((tmp_path / "results.json").read_text())
+    found = {c["name"]: c["runs"][1]["measurements"][0]["seconds"] for record in records for c in record["cases"]}
+    assert found == {"a": 3.0, "b": 0.5}
+    assert [[c["name"] for c in record["cases"]] for record in records] == [["b"], ["a"]]
+    table = (tmp_path / "results.md").read_text()
+    assert table.count("**case a**") == table.count("**case b**") == 1
+
+
+@pytest.mark.usefixtures("small")
+def test_generation_that_is_not_measured_again_stays(tmp_path, monkeypatch):
+    rows = [{"case": "prefill", "context": 16384, "seconds": 0.75, "model": "ours", "num_hashes": 4}]
+    monkeypatch.setattr("benchmarks.__main__.run_generation", lambda repetitions: rows)
+    main(["--output", str(tmp_path), "--cases", "generation"])
+    main(["--output", str(tmp_path), "--cases", "a"])
+    assert [record.get("generation") for record in read_results(tmp_path)] == [rows, None]
+    main(["--output", str(tmp_path), "--cases", "generation"])
+    assert [record.get("generation") for record in read_results(tmp_path)] == [None, rows]
+
+
+def test_the_committed_tables_are_those_of_the_committed_results():
+    folder = Path(benchmarks.__file__).parent / "results"
+    assert (folder / "results.md").read_text() == markdown(read_results(folder))
+
+
+def test_memory_is_that_of_the_process_alone():
+    """Not of the one that started it, whose peak Linux' `ru_maxrss` would tell."""
+    ballast = b"x" * 2**30
+    code = "from benchmarks.worker import memory; print(*memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    resident, peak = map(float, done.stdout.split())
+    assert 0.01 < resident <= peak < 0.9
+    assert len(ballast) == 2**30
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 2**10)])
+def test_units_of_systems_without_proc(tmp_path, monkeypatch, platform, unit):
+    """macOS counts bytes, the others KiB."""
+    monkeypatch.setattr("benchmarks.worker.STATUS", tmp_path / "absent")
+    monkeypatch.setattr("sys.platform", platform)
+    usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
+    monkeypatch.setattr("resource.getrusage", lambda who: usage)
+    assert memory() == (3.0, 3.0)
 
 
 def test_generation_becomes_tables():
@@ -56,7 +185,7 @@ def test_generation_becomes_tables():
         for context, ms in ((4096, 7.25), (512, 6.5))
     ]
     rows.append({"case": "prefill", "context": 16384, "seconds": 0.75, **common})
-    table = markdown({"machine": "", "gflops": 1, "command": "", "cases": [], "generation": rows})
+    table = markdown([{"machine": "", "gflops": 1, "command": "", "cases": [], "generation": rows}])
     assert "| ours | 6.50 | 7.25 | 2,048 |" in table
     assert "| ours | 0.75 |" in table
 
@@ -78,9 +207,25 @@ def test_the_table_of_memory_counts_every_storage_once():
     assert rows[-1][1].strip() == "all" and int(rows[-1][4]) == len(peak)
     assert len({storage.reference.cdata for storage in peak}) == len(peak)
     assert any("(1, 512, 256)" in row[2] for row in rows)
+    assert any(row[1].strip().startswith("`reversible.") for row in rows)
 
 
 def test_the_kinds_of_a_profile_hold_most_of_a_step():
     found = shares(replace(OURS, length=1024, rounds=1, layers=2))
     assert all(seconds >= 0 for seconds in found.values())
     assert found["matrix products"] > 0.2 * sum(found.values())
+
+
+def test_the_table_of_the_house_has_lines_and_longest_functions_before_and_now():
+    function = 'def long(x):\n    """Text\n\n    of lines."""\n    x += 1\n    return x\n'
+    now = {"a/one.py": function + "\n\ndef short():\n    return 1\n", "a/two.py": "X = 1\n"}
+    lines = house.table(now, {"a/one.py": "class A:\n    def old(self):\n        pass\n"}).splitlines()
+    assert lines[2] == "| `a/one.py` | 3 | 1 `old` | 10 | 2 `long` |"
+    assert lines[3] == "| `a/two.py` |  |  | 1 |  |"
+    assert lines[5] == "| **all** | **3** in 1 modules, median 3 | **1** | **11** in 2 modules, median 10 | **2** |"
+
+
+def test_the_house_counts_what_is_committed_as_what_is_there():
+    """One folder is a link into another place, which must not count twice."""
+    now, then = house.modules_now(["src", "conversion"]), house.modules_at("HEAD", ["src", "conversion"])
+    assert sum(path.endswith("gin.py") for path in now) == sum(path.endswith("gin.py") for path in then) == 1

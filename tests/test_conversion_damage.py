@@ -2,6 +2,7 @@
 or leaves a half result. The corpus is converted in a process of its own, so that a crash is seen as one."""
 
 import gzip
+import io
 import json
 import os
 import pickle
@@ -292,6 +293,10 @@ def hostile_torch_files(folder, touch):
     yield "torch-expanded", (folder / "expanded").read_bytes()
     yield "torch-plain-pickle", pickle.dumps({"x": touch})
     yield "torch-huge-storage", legacy_with_storage(2**40)
+    yield "torch-text", b"weights"
+    yield "torch-empty", b""
+    for name, data in {"huge-storage": legacy_with_storage(2**28), "call": legacy_with_call(folder, touch)}.items():
+        yield f"torch-{name}-zip-behind", data + zip_of({"archive/data.pkl": pickle.dumps({}, 2)})
 
 
 def legacy_with_storage(count):
@@ -305,6 +310,20 @@ def legacy_with_storage(count):
     )
     body = b"\x80\x02}X\x01\x00\x00\x00x" + tensor + b"s."
     return b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {})) + body + pickle.dumps(["0"], 2)
+
+
+def legacy_with_call(folder, touch):
+    torch.save({"x": touch}, folder / "legacy", _use_new_zipfile_serialization=False)
+    return (folder / "legacy").read_bytes()
+
+
+def zip_of(members):
+    """The bytes of a zip archive: {name of a member: its bytes}."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
 
 
 HOSTILE_SETTINGS = {
@@ -496,10 +515,34 @@ def test_a_jax_array_is_made_from_a_numpy_array_or_refused():
         read_pickle(b"\x80\x02cjax._src.array\n_reconstruct_array\n(" + made + b"tR.")
 
 
-def test_a_storage_that_the_file_cannot_hold_is_refused_before_pytorch_makes_room(tmp_path, monkeypatch):
-    (tmp_path / "pytorch_model.bin").write_bytes(legacy_with_storage(2**20))
+@pytest.fixture
+def torch_load_is_not_reached(monkeypatch):
+    """What `_look_through` refuses is refused by it alone."""
     monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("torch.load was reached"))
-    with pytest.raises(ValueError, match="1,048,576 elements, more than the file can hold"):
+
+
+ARCHIVE = zip_of({"archive/data.pkl": pickle.dumps({}, 2)})
+CALL = pickle.dumps(Call(os.system, "x"), 2)
+UNSEEN = {
+    "storage": (legacy_with_storage(2**20), "1,048,576 elements, more than the file can hold"),
+    "zip behind a legacy file": (legacy_with_storage(2**20) + ARCHIVE, "1,048,576 elements"),
+    "zip behind a call": (CALL + ARCHIVE, r"names (posix|nt)\.system"),
+    "another pickle": (pickle.dumps({}, 2), "not one that torch.save writes"),
+    "text": (b"weights", "neither as a zip archive nor as a pickle"),
+    "text before a zip": (b"weights" + ARCHIVE, "neither as a zip archive nor as a pickle"),
+    "nothing": (b"", "neither as a zip archive nor as a pickle"),
+    "archive before an archive": (zip_of({"archive/data.pkl": CALL}) + ARCHIVE, "something stands before them"),
+    "a name in capitals": (zip_of({"archive/x": b"", "archive/DATA.PKL": CALL}), r"names (posix|nt)\.system"),
+    "one name twice": (zip_of({"archive/data.pkl": pickle.dumps({}, 2), "archive/Data.pkl": CALL}), "the same name"),
+    "a cut archive": (ARCHIVE[:-30], "not a zip file"),
+}
+
+
+@pytest.mark.usefixtures("torch_load_is_not_reached")
+@pytest.mark.parametrize(("data", "message"), UNSEEN.values(), ids=UNSEEN)
+def test_a_pytorch_file_is_looked_through_as_torch_reads_it(tmp_path, data, message):
+    (tmp_path / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
         torch_files.read_tensors(tmp_path / "pytorch_model.bin")
 
 

@@ -283,9 +283,145 @@ def test_a_sentencepiece_model_beside_the_source(tmp_path):
     assert isinstance(tokenizer, hf_reformer.ReformerTokenizer)
     expected = spm.SentencePieceProcessor(model_file=str(tmp_path / "source/spiece.model")).encode("a few months later")
     assert tokenizer("a few months later", add_special_tokens=False).input_ids == expected
-    with pytest.raises(ValueError, match="pieces, but the vocabulary has 19"):
+    with pytest.raises(ValueError, match="has 40 tokens, but the vocabulary has 19"):
         build(tiny_config(["local"]), dtype=torch.float32).save_pretrained(tmp_path / "small")
         convert(tmp_path / "small", tmp_path / "other", tokenizer=str(tmp_path / "source/spiece.model"))
+
+
+@pytest.fixture
+def source(model, tmp_path):
+    """A folder with a model and the four files of a tokenizer."""
+    model.save_pretrained(tmp_path / "source")
+    hf_reformer.ReformerByteTokenizer(model_max_length=77).save_pretrained(tmp_path / "source")
+    (tmp_path / "source/special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    (tmp_path / "source/added_tokens.json").write_text("{}")
+    return tmp_path / "source"
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def test_the_files_of_a_tokenizer_are_copied(source, tmp_path):
+    convert(source, tmp_path / "out")
+    for name in TOKENIZER_FILES:
+        assert (tmp_path / "out" / name).read_text() == (source / name).read_text()
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+@pytest.mark.parametrize("kind", ["file outside", "device", "pipe", "text", "list", "deep", "zeros"])
+def test_a_file_of_a_tokenizer_that_is_none_is_refused(source, tmp_path, name, kind):
+    (tmp_path / "secret.json").write_text('{"pad_token": "secret"}')
+    path = source / name
+    path.unlink()
+    texts = {"text": "secret", "list": "[]", "deep": '{"a":' * 10_000}
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "zeros":
+        with open(path, "wb") as file:
+            file.truncate(2**40)  # takes no room
+    elif kind in texts:
+        path.write_text(texts[kind])
+    else:
+        path.symlink_to("../secret.json" if kind == "file outside" else "/dev/zero")
+    with pytest.raises(ValueError, match=name):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "spiece.model"])
+def test_other_files_that_are_found_in_a_folder_are_not_those_of_somebody_else(source, tmp_path, name):
+    if (source / name).exists():
+        (source / name).rename(tmp_path / name)
+    else:
+        (tmp_path / name).touch()
+    (source / name).symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a link to .*, outside its folder"):
+        convert(source, tmp_path / "out")
+
+
+def test_links_within_a_folder_are_followed(source, tmp_path):
+    (source / "tokenizer.json").rename(source / "real.json")
+    (source / "tokenizer.json").symlink_to("real.json")
+    convert(source, tmp_path / "out")
+    assert (tmp_path / "out/tokenizer.json").read_text() == (source / "real.json").read_text()
+    assert not (tmp_path / "out/tokenizer.json").is_symlink()
+
+
+@pytest.fixture
+def cache(source, tmp_path):
+    """The same model as a snapshot in the Hub's cache: (snapshot, blobs)."""
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/0123", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(source.iterdir()):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    return snapshot, blobs
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_is_read(cache, tmp_path):
+    convert(cache[0], tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 77
+
+
+@pytest.mark.parametrize("how", ["blob", "blobs", "beside"])
+def test_a_cache_whose_blobs_lead_elsewhere_is_refused(cache, tmp_path, how):
+    snapshot, blobs = cache
+    blob = (snapshot / "tokenizer.json").resolve()
+    if how == "blob":
+        blob.rename(tmp_path / "secret")
+        blob.symlink_to(tmp_path / "secret")
+    elif how == "blobs":
+        blobs.rename(tmp_path / "home")
+        blobs.symlink_to(tmp_path / "home")
+    else:
+        blob.rename(blobs.parent / "secret")
+        (snapshot / "tokenizer.json").unlink()
+        (snapshot / "tokenizer.json").symlink_to("../../secret")
+    with pytest.raises(ValueError, match="outside its folder"):
+        convert(snapshot, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(source, tmp_path, change):
+    fields = json.loads((source / change).read_text())
+    if change == "tokenizer.json":
+        fields["added_tokens"].append(fields["added_tokens"][0] | {"id": 258, "content": "<more>"})
+    else:
+        fields["mask_token"] = "<mask>"  # not in the vocabulary, so it is added to it
+    (source / change).write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="has 259 tokens, but the vocabulary has 258"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_that_is_no_tokenizer_is_refused(source, tmp_path):
+    (source / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="tokenizer.json cannot be read as a tokenizer"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- what can be told before the work -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["file/x", "x" * 300])
+def test_an_output_that_cannot_be_written_is_known_before_anything_is_read(tmp_path, output, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("hf_reformer.conversion.converting.read_checkpoint", lambda *_: pytest.fail("read"))
+    with pytest.raises(ValueError, match="cannot be written"):
+        convert(tmp_path / "source", tmp_path / output)
+
+
+def test_a_source_that_the_system_cannot_read_is_a_value_error(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: File name too long"):
+        convert(tmp_path / ("x" * 300), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("length", "message"), [(0, "must be at least 1"), (5, "stores its positions")])
+def test_a_length_that_has_no_effect_is_refused(source, tmp_path, length, message):
+    with pytest.raises(ValueError, match=f"`max_length` is {length}, .*{message}"):
+        convert(source, tmp_path / "out", max_length=length)
 
 
 def test_the_fingerprint_tells_models_apart(model, tmp_path):

@@ -179,6 +179,12 @@ def test_positions_with_three_axes(tmp_path):
     assert torch.equal(embedding_of(model, 48), torch.from_numpy(np.concatenate(parts, 1)))
 
 
+def test_a_length_for_positions_that_are_stored_is_refused(tmp_path):
+    source = write_newest(tmp_path / "source", random_weights(AXIAL), settings())
+    with pytest.raises(ValueError, match="`max_length` is 5, but this checkpoint stores its positions"):
+        convert(source, tmp_path / "out", max_length=5)
+
+
 @pytest.mark.parametrize("shape", [(40, 12), (1, 40, 12)])
 def test_a_learned_table_of_positions(tmp_path, shape):
     weights = random_weights([shape])
