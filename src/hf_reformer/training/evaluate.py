@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from ..cli.generate import load_tokenizer
+from ..cli.loading import load_tokenizer
 from .build import build_model, build_trainer, config_for, pretrained_config, training_arguments
 from .fields import checked_section
 from .recipes import load_recipe, model_hints, parsed_change
