@@ -4,7 +4,6 @@ These modules import at their top nothing that takes time: what a command needs 
 """
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,10 @@ class Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser, *_):
-        parser.exit(message=f"hf-reformer {importlib.metadata.version('hf-reformer')}\n")
+        import importlib.metadata
+
+        print("hf-reformer", importlib.metadata.version("hf-reformer"))
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,18 +1,17 @@
 """Which errors are expected, and how they are said: everything else is a programming error and shows its trace."""
 
-# by name, so that nothing is imported for it: of a class or of one of its bases
+# package and class, by name, so that nothing is imported for it
 INPUT = {
-    "ValueError", "zipfile.BadZipFile", "EOFError", "zlib.error", "_pickle.UnpicklingError", "lzma.LZMAError",
-    "safetensors_rust.SafetensorError", "PIL.UnidentifiedImageError", "PIL.Image.DecompressionBombError",
-    "datasets.exceptions.DatasetsError", "datasets.exceptions.DataFilesNotFoundError",
-    "datasets.exceptions.DatasetNotFoundError", "datasets.exceptions.DatasetGenerationError", "click.exceptions.ClickException",
+    "builtins.ValueError", "builtins.EOFError", "zipfile.BadZipFile", "zlib.error", "_lzma.LZMAError", "_pickle.UnpicklingError",
+    "safetensors.SafetensorError", "PIL.UnidentifiedImageError", "PIL.DecompressionBombError", "datasets.DatasetsError",
+    "click.ClickException", "typer.ClickException",
 }  # fmt: skip
-MACHINE = {"OSError", "MemoryError", "torch.OutOfMemoryError", "httpx.HTTPError", "httpx2.HTTPError"}
+MACHINE = {"builtins.OSError", "builtins.MemoryError", "torch.OutOfMemoryError", "httpx.HTTPError", "httpx2.HTTPError"}
 
 
 def exit_code(error: Exception) -> int | None:
     """2 for a wrong input, 1 for a machine that failed (disk, network, memory), None for a programming error."""
-    names = {f"{base.__module__}.{base.__qualname__}".removeprefix("builtins.") for base in type(error).__mro__}
+    names = {f"{base.__module__.split('.')[0]}.{base.__qualname__}" for base in type(error).__mro__}
     return 2 if names & INPUT else 1 if names & MACHINE else None
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import is_offline_mode
 
 from ..model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer
 
@@ -35,7 +34,7 @@ def model_folder(name: str, revision: str | None = None) -> str:
 
 def check_on_hub(name: str, revision: str | None) -> None:
     """Raises `ValueError` where the Hub has no such model, or cannot be asked and the model was not had from it before."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, CONFIG, revision=revision), str):
         return
