@@ -4,7 +4,7 @@
 INPUT = {
     "builtins.ValueError", "builtins.EOFError", "zipfile.BadZipFile", "zlib.error", "_lzma.LZMAError", "_pickle.UnpicklingError",
     "safetensors.SafetensorError", "PIL.UnidentifiedImageError", "PIL.DecompressionBombError", "datasets.DatasetsError",
-    "click.ClickException", "typer.ClickException",
+    "click.ClickException", "typer.TyperException",
 }  # fmt: skip
 MACHINE = {"builtins.OSError", "builtins.MemoryError", "torch.OutOfMemoryError", "httpx.HTTPError", "httpx2.HTTPError"}
 
