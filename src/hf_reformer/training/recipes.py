@@ -12,12 +12,13 @@ from ..model.configuration_reformer import ReformerConfig
 from .fields import checked_section, checked_value, hints_of
 from .settings import FORMATS, TASK_FORMATS, EvaluationSettings, ExtraTraining, Recipe
 
-SECTIONS = ("model", "data", "training", "evaluation")
+SECTIONS = ("model", "data", "training", "evaluation", "peft")
 KEYS = ("name", "task", "source", *SECTIONS, "smoke")
 OWN_MODEL_KEYS = {
     "num_hidden_layers": int | None,
     "dtype": str | None,
     "pretrained": str | None,
+    "revision": str | None,
     "initialisation": str | None,
 }
 RESERVED = ("output_dir", "resume_from_checkpoint", "train_sampling_strategy", "dataloader_drop_last")
@@ -68,6 +69,7 @@ def checked_recipe(name: str, content: dict, parts: dict[str, dict]) -> Recipe:
         training=training,
         evaluation=evaluation,
         extra=extra,
+        peft=parts["peft"],
         plain={"name": name, "task": task, "source": content.get("source") or "", **parts},
     )
 
