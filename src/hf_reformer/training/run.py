@@ -46,8 +46,8 @@ class Options:
     """What a run does that is no part of its recipe.
 
     `device`: auto, cpu, cuda or mps. `batch_size`: examples of a training step on each device. `push_to_hub`: the name of a
-    repository that gets the finished model. `quiet`: nothing is printed. `minutes`: the run takes about so long, its number of steps
-    follows. `with_code`: the model's source lies beside it. `replace_finished`: a finished run in the folder makes room.
+    repository that gets the finished model. `quiet`: nothing is printed. `minutes`: the run takes about so long, its steps
+    follow. `with_code`: the model's source lies beside it. `replace_finished`: a finished run in the folder makes room.
     `callbacks`, `compute_metrics`, `model_init`: as `Trainer` takes them; the metrics are added to the recipe's.
     """
 

@@ -52,7 +52,7 @@ def facts_of(folder) -> dict:
 
 
 def flush(path):
-    """Waits until a file, or the list of names in a folder, is on the disk. Windows opens no folders, and flushes what it writes."""
+    """Waits until a file, or the list of names in a folder, is on the disk. Windows opens no folders."""
     if WINDOWS and os.path.isdir(path):
         return
     descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
