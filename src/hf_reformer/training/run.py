@@ -38,6 +38,7 @@ from .tasks import build_task
 from .trainer import RecipeTrainer
 from .vocabulary import load_tokenizer
 
+NAMES = ("byte", "bpe", "byte-bpe", "standard-library")  # that are no paths
 PATHS = {"data": ("files", "evaluation_files", "dataset", "tokenizer"), "model": ("pretrained",)}
 
 
@@ -135,7 +136,8 @@ def absolute(value):
     """Paths that are there, or a list with some, from the root; names of other things as they are."""
     if isinstance(value, list):
         return [absolute(entry) for entry in value]
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    there = isinstance(value, str) and value not in NAMES and Path(value).exists()
+    return str(Path(value).resolve()) if there else value
 
 
 def prepare(recipe: Recipe, output: Path, resume: bool, command: str, options: Options, arguments) -> "Run":

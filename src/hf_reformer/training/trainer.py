@@ -162,7 +162,7 @@ class Progress(ProgressCallback):
         """Within training the bar says that it waits; alone, evaluation has one of its own."""
         if self.training_bar is None:
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-        elif state.is_world_process_zero:
+        elif state.is_world_process_zero and self.training_bar.desc != "evaluating":
             self.training_bar.set_description_str("evaluating")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
