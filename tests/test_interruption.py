@@ -219,8 +219,8 @@ def test_the_newest_checkpoints_are_kept(copy):
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("model.safetensors", "truncated"), ("optimizer.pt", "flipped"), ("trainer_state.json", "missing"), ("manifest.json", "missing"),
-     ("manifest.json", "truncated")],
+    [("model.safetensors", "truncated"), ("optimizer.pt", "flipped"), ("trainer_state.json", "missing"),
+     ("manifest.json", "missing"), ("manifest.json", "truncated")],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_skipped_and_named(copy, name, damage):
     path = copy / "checkpoint-30" / name
