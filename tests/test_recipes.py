@@ -13,7 +13,7 @@ from hf_reformer.training.report import write_recipe
 
 ALL = [
     "classification", "crime-and-punishment", "duplication", "enwik8", "imagenet64", "masked-lm", "question-answering",
-    "text", "token-classification",
+    "quickstart", "text", "token-classification",
 ]  # fmt: skip
 STEPS = [1, 50, 99, 100, 101, 599, 1999, 2000, 2001, 7999, 8000, 20_000]
 

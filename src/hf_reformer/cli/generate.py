@@ -31,19 +31,24 @@ def run(arguments: argparse.Namespace) -> int:
     check_arguments(arguments)
     from transformers.utils import logging
 
-    from .loading import load_config, load_model, load_tokenizer, model_folder, pick_device
+    from ..training.machine import pick_device
+    from ..training.vocabulary import load_tokenizer
+    from .loading import load_config, load_model, model_folder
     from .prompt import encode, longest_prompt, read_prompt
     from .streaming import TokenStreamer
 
     logging.disable_progress_bar()
-    device, revision = pick_device(arguments.device), arguments.revision
+    device, revision = pick_device(arguments.device or "auto"), arguments.revision
     name = model_folder(arguments.model, revision)
     config = load_config(name, revision)
     if not getattr(config, "is_decoder", True):
         raise ValueError(
             f"model {name} is not a causal language model (`is_decoder` is false): it cannot continue text"
         )
-    tokenizer, positions = load_tokenizer(name, config, revision), config.maximum_length
+    tokenizer, positions = (
+        load_tokenizer(name, config.maximum_length, revision, config.vocab_size),
+        config.maximum_length,
+    )
     most = longest_prompt(tokenizer, positions)
     prompt = read_prompt(arguments.prompt, arguments.prompt_file, arguments.tail_bytes, most)
     input_ids = encode(tokenizer, prompt, positions)

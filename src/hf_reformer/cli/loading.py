@@ -5,9 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
-
-from ..model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer
+from transformers import AutoConfig
 
 CONFIG = "config.json"
 
@@ -47,16 +45,6 @@ def check_on_hub(name: str, revision: str | None) -> None:
         raise ValueError(f"model {name!r} is no folder here and cannot be loaded from the Hub: {reason}") from error
 
 
-def pick_device(name: str | None) -> torch.device:
-    """`auto` is a GPU where there is one."""
-    if name in (None, "auto"):
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {name}, which cannot be used here: {str(error).splitlines()[0]}") from error
-
-
 def load_config(name: str, revision: str | None = None):
     """The configuration in a folder or on the Hub."""
     try:
@@ -78,18 +66,3 @@ def load_model(auto_class: str, name: str, config, device: torch.device, revisio
             f"model {name} lacks {len(missing)} of the weights of a {type(model).__name__}, as {missing[0]}: they would be random"
         )
     return model.to(device).eval()
-
-
-def load_tokenizer(name: str, config, revision: str | None = None):
-    """The checkpoint's own; bytes for one that brings none and has a byte vocabulary (as `google/reformer-enwik8`)."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        if len(tokenizer) <= config.vocab_size and tokenizer("a").input_ids:
-            return tokenizer
-    except Exception as error:  # what a missing tokenizer raises differs from version to version
-        reason = error
-    else:
-        reason = f"its tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
-    if config.vocab_size == NUM_SPECIAL_TOKENS + NUM_BYTES:
-        return ReformerByteTokenizer(model_max_length=config.maximum_length)
-    raise ValueError(f"model {name} has no tokenizer that can be used: {reason}") from None

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     """The command; one line of JSON for each text, in order."""
     from transformers.utils import logging
 
-    from .loading import load_config, load_model, load_tokenizer, model_folder, pick_device
+    from ..training.machine import pick_device
+    from ..training.vocabulary import load_tokenizer
+    from .loading import load_config, load_model, model_folder
 
     rows = list(rows_of(arguments))
     if not rows:
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size is {arguments.batch_size}, but must be at least 1")
     logging.disable_progress_bar()
-    device, revision = pick_device(arguments.device), arguments.revision
+    device, revision = pick_device(arguments.device or "auto"), arguments.revision
     name = model_folder(arguments.model, revision)
     config = load_config(name, revision)
     kind = (config.architectures or ["model without a head"])[0]
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"model {name} is a {kind}; allowed are {', '.join(PIPELINES)} (generate continues text)")
     auto_class, task = PIPELINES[kind]
     check_rows(rows, ("question", "text") if task is None else ("text",))
-    tokenizer = load_tokenizer(name, config, revision)
+    tokenizer = load_tokenizer(name, config.maximum_length, revision, config.vocab_size)
     model = load_model(auto_class, name, config, device, revision)
     answers = (
         answers_to(model, tokenizer, rows) if task is None else answers_of(model, tokenizer, task, rows, arguments)

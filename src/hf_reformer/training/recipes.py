@@ -27,7 +27,7 @@ from .settings import (
     recipe_names,
 )
 
-SECTIONS = ("model", "data", "training", "evaluation")
+SECTIONS = ("model", "data", "training", "evaluation", "peft")
 KEYS = ("name", "task", "source", "extends", *SECTIONS, "smoke")
 OWN_MODEL_KEYS = {
     "num_hidden_layers": int | None,
@@ -162,6 +162,7 @@ def checked_recipe(name: str, content: dict) -> Recipe:
         training=training,
         evaluation=EvaluationSettings(**evaluation),
         extra=extra,
+        peft=parts["peft"],
         plain={"name": name, "task": task, "source": source, **parts},
     )
 
