@@ -1,5 +1,6 @@
 """`hf-reformer serve`: a request over HTTP is answered by this package's model."""
 
+import importlib
 import json
 import os
 import socket
@@ -87,6 +88,7 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch, capsys):
 
 @pytest.mark.parametrize("options", [["--no-such-option"], ["--port", "abc"]], ids=" ".join)
 def test_a_wrong_option_of_the_server_is_one_line(options, tmp_path, monkeypatch, capsys):
+    importlib.import_module("transformers.cli.serving")  # before it is told that its packages are there
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: True)
     (tmp_path / "config.json").write_text("{}")
     assert cli.main(["serve", str(tmp_path), *options]) == 2

@@ -20,4 +20,5 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f": {error.filename}"
         return f"{error.strerror}{name}"
-    return " ".join(str(error).split()) or type(error).__name__
+    said = getattr(error, "format_message", error.__str__)()  # click's errors know their option only there
+    return " ".join(said.split()) or type(error).__name__

@@ -103,7 +103,10 @@ def answers_of(model, tokenizer, task: str, rows: list[dict], arguments) -> Iter
 
     batch = {} if tokenizer.pad_token_id is None else {"batch_size": arguments.batch_size}
     said = pipeline(task, model=model, tokenizer=tokenizer, device=model.device, **batch)
-    yield from said([row["text"] for row in rows])
+    texts = [row["text"] for row in rows]
+    if len(texts) == 1:  # for which some pipelines give a list, and others its entry
+        return iter(said(texts * 2)[:1])
+    return iter(said(texts))
 
 
 def answers_to(model, tokenizer, rows: list[dict]) -> Iterator[dict]:
