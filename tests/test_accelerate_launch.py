@@ -13,8 +13,10 @@ from pathlib import Path
 import accelerate_worker
 import interruption_worker
 import pytest
+import recipe_worker
 import torch
 from helpers import assert_same_tensors
+from runs import results_of, train, weights, write_recipe
 
 from hf_reformer.training.accelerate_config import accelerate_config
 from hf_reformer.training.checkpoints import latest_whole_checkpoint
@@ -92,6 +94,36 @@ def test_two_processes_of_which_one_is_stopped_or_killed(configuration, tmp_path
     assert run("run").returncode == 0
     final, expected = (torch.load(tmp_path / name / "final.pt") for name in ("run", "uninterrupted"))
     assert final.keys() == expected.keys() and all(torch.equal(final[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("configuration", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_the_train_command_under_two_processes_writes_the_model_of_one(configuration, tmp_path):
+    """Half the rows on each process, the same in all: the same model, its figures and its card."""
+    alone = write_recipe(tmp_path)
+    assert train(alone, tmp_path / "alone", "training.max_steps=4") == 0
+    script = Path(recipe_worker.__file__)
+    changes = [
+        "--set",
+        "training.max_steps=4",
+        "--set",
+        "training.per_device_train_batch_size=1",
+        "--set",
+        "training.use_cpu=true",
+    ]
+    launch(
+        tmp_path / "two",
+        configuration,
+        script,
+        "sharded" if configuration == "fsdp2" else "whole",
+        str(alone),
+        *changes,
+    )
+    one, two = weights(tmp_path / "alone" / "model"), weights(tmp_path / "two" / "model")
+    assert_same_tensors(two, one, 1e-3)
+    results = results_of(tmp_path / "two")
+    assert results["processes"] == 2
+    assert results["after"]["loss"] == pytest.approx(results_of(tmp_path / "alone")["after"]["loss"], rel=1e-3)
+    assert latest_whole_checkpoint(tmp_path / "two").name == "checkpoint-4"
 
 
 def test_the_single_process_learns(single):

@@ -9,6 +9,7 @@ import errno
 import json
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import random
 import shutil
 import signal
@@ -33,7 +34,7 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["interruption_worker"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         multiprocessing.forkserver.ensure_running()
     return context
 
@@ -216,8 +217,11 @@ def test_the_newest_checkpoints_are_kept(copy):
     ]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "manifest.json"])
-@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("model.safetensors", "truncated"), ("optimizer.pt", "flipped"), ("trainer_state.json", "missing"),
+     ("manifest.json", "missing"), ("manifest.json", "truncated")],
+)  # fmt: skip
 def test_a_damaged_checkpoint_is_skipped_and_named(copy, name, damage):
     path = copy / "checkpoint-30" / name
     if damage == "missing":

@@ -1,8 +1,8 @@
 """`hf-reformer quickstart` at tiny sizes: what it writes, what it measures, how it stops and resumes, what it refuses."""
 
 import gzip
-import itertools
 import json
+import lzma
 import math
 import os
 import random
@@ -14,14 +14,20 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_reformer import ReformerByteTokenizer, ReformerModelWithLMHead, cli
 from hf_reformer.cli import quickstart
-from hf_reformer.training import quickstart_training
-from hf_reformer.training.quickstart_training import Settings, build_model
+from hf_reformer.training.build import plan_of, training_arguments
+from hf_reformer.training.initialisation import sinusoids
+from hf_reformer.training.recipes import load_recipe
+from hf_reformer.training.run import chosen_recipe
+from hf_reformer.training.tasks import build_task
+from hf_reformer.training.trainer import RecipeTrainer
 
 WORDS = ["import ", "return ", "self.", "def ", "None\n", "(x, y)", "    ", "= ", "for ", "in "]
+CONTEXT = 61
 
 
 @pytest.fixture(scope="module")
@@ -41,41 +47,35 @@ def tiny(monkeypatch):
 
 
 def quickstart_args(corpus, output, *more, steps=7):
-    options = ["--steps", str(steps), "--context", "61", "--device", "cpu"]
+    options = ["--steps", str(steps), "--context", str(CONTEXT), "--device", "cpu"]
     return ["quickstart", "--data", str(corpus), "--output", str(output), *options, *more]
 
 
-def state_of(output):
-    return torch.load(output / "training" / "state.pt", weights_only=True)
+def task_of(output):
+    """What the run in a folder trains on."""
+    recipe = chosen_recipe(None, output, (), smoke=False, resume=True)
+    return build_task(recipe, plan_of(recipe, training_arguments(recipe, output, "cpu")))
 
 
 def interrupt_at(monkeypatch, step, times=1):
     """Ctrl-C, as the terminal sends it, in the midst of a step."""
-    original = quickstart_training.training_step
+    original = RecipeTrainer.training_step
 
-    def interrupted(run, text):
-        if run.step == step:
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == step:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
-        return original(run, text)
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(quickstart_training, "training_step", interrupted)
+    monkeypatch.setattr(RecipeTrainer, "training_step", interrupted)
 
 
-def assert_same(left, right, where="state"):
-    assert type(left) is type(right), where
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for i, pair in enumerate(zip(left, right, strict=True)):
-            assert_same(*pair, f"{where}.{i}")
-    elif torch.is_tensor(left):
-        assert torch.equal(left, right), where
-    else:
-        assert left == right, where
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+def results_of(output):
+    return json.loads((output / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -92,74 +92,72 @@ def test_everything_is_written(finished):
     output, _ = finished
     written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert written >= {
-        "loss.png",
-        "results.json",
-        "training/state.pt",
-        "model/README.md",
-        "model/loss.png",
-        "model/config.json",
-        "model/model.safetensors",
-        "model/tokenizer.json",
-    }
+        "loss.png", "results.json", "recipe.yaml", "checkpoint-40/manifest.json", "model/README.md", "model/loss.png",
+        "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/recipe.yaml", "model/run.json",
+    }  # fmt: skip
     assert not [name for name in written if "tmp" in name]
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_improves_held_out_bits_per_byte_and_the_figures_agree_everywhere(finished):
     output, done = finished
-    results = json.loads((output / "results.json").read_text())
-    assert 7.5 < results["before"] < 9.5
-    assert results["after"] < results["before"] - 2
+    results = results_of(output)
+    before, after = results["before"]["bits_per_byte"], results["after"]["bits_per_byte"]
+    assert 7.5 < before < 9.5
+    assert after < before - 2
     card = (output / "model" / "README.md").read_text()
-    for name in ("before", "after", "gzip", "xz"):
-        assert f"| {results[name]:.3f} |" in card
-        assert f"{results[name]:.3f}" in done.stdout
-    assert ("not below gzip" in done.stdout) == (results["after"] >= results["gzip"])
-    assert results["bytes_read"] == sum(quickstart_training.window_length(Settings(40, 61), i) for i in range(40))
+    assert f"| bits per byte | {before:.4f} | {after:.4f} |" in card
+    assert f"bits per byte {after:.4f}  (before training {before:.4f})" in done.stdout
+    for name in ("gzip", "xz"):
+        assert f"`{name} -9`" in card and f"{results[name]:.4f}" in card
+        assert re.search(rf"{name} -9 {results[name]:.4f}", done.stdout)
 
 
-def test_the_progress_bar_shows_loss_bits_per_byte_and_speed(finished):
+def test_the_progress_bar_shows_steps_loss_bits_per_byte_and_speed(finished):
     progress = finished[1].stderr
-    assert "step 40/40" in progress
-    assert "bits/byte" in progress
-    assert "loss" in progress
-    assert "tok/s" in progress
+    for part in ("step 40/40", "bits/byte", "loss", "tok/s", "100%"):
+        assert part in progress
 
 
-def test_a_fresh_process_continues_held_out_text(finished, corpus):
-    _, done = finished
-    text = quickstart.read_text(Settings(40, 61, data=(str(corpus),)))
-    prompt = quickstart.prompt_from(text.held_out, 61)
-    assert len(prompt) == 30
+def test_a_fresh_process_continues_held_out_text(finished):
+    output, done = finished
+    prompt = quickstart.prompt_of(task_of(output))
+    assert len(prompt) == CONTEXT // 2
     after = done.stdout.split("continues held-out text:\n\n")[1]
     assert after.startswith(prompt)
     assert len(after.rstrip("\n").encode()) > len(prompt) + 10
 
 
-def test_the_checkpoint_is_the_trained_model_in_evaluation_too(finished, corpus):
+def test_the_checkpoint_is_the_trained_model_and_its_figures_are_of_the_bytes_that_are_compressed(finished):
     output, _ = finished
-    results = json.loads((output / "results.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(output / "model")
     assert type(model) is ReformerModelWithLMHead
     assert set(model.config.attn_layers) == {"strict_local", "strict_lsh"}
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
     assert type(tokenizer) is ReformerByteTokenizer
-    assert tokenizer.model_max_length == model.config.maximum_length == 61
-    held_out = quickstart.read_text(Settings(40, 61, data=(str(corpus),))).held_out
-    windows = quickstart.held_out_windows(held_out, 61)
-    again = quickstart.held_out_bits_per_byte(model, windows, torch.device("cpu"))
-    assert again == pytest.approx(results["after"], abs=1e-4)
-    evaluated = b"".join(bytes(window.tolist()) for window in windows)
-    assert results["gzip"] == 8 * len(gzip.compress(evaluated, 9, mtime=0)) / len(evaluated)
+    assert tokenizer.model_max_length == model.config.maximum_length == CONTEXT
+    held_out = task_of(output).evaluation
+    windows = [held_out[i]["input_ids"] for i in range(len(held_out))]
+    with torch.no_grad():
+        nats = [float(model(ids[None], labels=ids[None]).loss) * (len(ids) - 1) for ids in windows]
+    bits = sum(nats) / math.log(2) / sum(len(ids) - 1 for ids in windows)
+    results = results_of(output)
+    assert results["after"]["bits_per_byte"] == pytest.approx(bits, abs=1e-4)
+    predicted = b"".join(bytes(int(i) - 2 for i in ids[1:]) for ids in windows)
+    assert len(windows) == 8 and results["evaluated_bytes"] == len(predicted)
+    assert results["gzip"] == 8 * len(gzip.compress(predicted, 9, mtime=0)) / len(predicted)
+    assert results["xz"] == 8 * len(lzma.compress(predicted, preset=9)) / len(predicted)
 
 
-def test_the_card_has_front_matter_for_the_hub(finished):
+def test_the_card_has_front_matter_for_the_hub_and_the_code_that_was_run(finished):
     output, _ = finished
-    data = ModelCard.load(output / "model" / "README.md").data
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
-    results = json.loads((output / "results.json").read_text())
-    assert data.eval_results[0].metric_value == pytest.approx(results["after"], abs=1e-4)
-    assert data.license is None  # the text is the user's
+    card = ModelCard.load(output / "model" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    assert card.data.license is None  # the text is the user's
+    assert str(output.parent.parent) not in card.text
+    from hf_reformer.training.cards import GENERATE
+
+    assert GENERATE in card.text
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path, tiny, monkeypatch, capsys):
@@ -168,39 +166,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path, tiny, monke
         interrupt_at(patch, step=3)
         assert cli.main(quickstart_args(corpus, tmp_path / "cut")) == 130
     assert "stopped after step 4 of 7" in capsys.readouterr().out
-    assert state_of(tmp_path / "cut")["step"] == 4
+    AutoModelForCausalLM.from_pretrained(tmp_path / "cut" / "checkpoint-4")
     assert cli.main(["quickstart", "--resume", "--device", "cpu", "--output", str(tmp_path / "cut")]) == 0
-    whole, cut = state_of(tmp_path / "whole"), state_of(tmp_path / "cut")
-    assert (whole.pop("seconds"), cut.pop("seconds")) != (0, 0)
-    assert_same(whole, cut)
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut")]
-    assert results[0]["after"] == results[1]["after"]
-
-
-@pytest.fixture
-def ordinary_interrupts():
-    """Python's own handler of Ctrl-C, also where the tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_leaves_a_model_that_loads(ordinary_interrupts, corpus, tmp_path, tiny, monkeypatch):
-    interrupt_at(monkeypatch, step=2)
-    assert cli.main(quickstart_args(corpus, tmp_path)) == 130
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert_same(dict(model.state_dict()), dict(state_of(tmp_path)["model"]))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_saved_state(
-    ordinary_interrupts, corpus, tmp_path, tiny, monkeypatch
-):
-    interrupt_at(monkeypatch, step=5, times=2)
-    monkeypatch.setattr(quickstart_training, "SAVES_PER_RUN", 2)  # after steps 3 and 6
-    assert cli.main(quickstart_args(corpus, tmp_path)) == 130
-    assert state_of(tmp_path)["step"] == 3
-    assert [path.name for path in (tmp_path / "training").iterdir()] == ["state.pt"]
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert results_of(tmp_path / "whole")["after"] == results_of(tmp_path / "cut")["after"]
 
 
 def test_an_unfinished_run_is_not_overwritten_by_accident(corpus, tmp_path, tiny, monkeypatch, capsys):
@@ -208,19 +178,20 @@ def test_an_unfinished_run_is_not_overwritten_by_accident(corpus, tmp_path, tiny
         interrupt_at(patch, step=2)
         assert cli.main(quickstart_args(corpus, tmp_path)) == 130
     assert cli.main(quickstart_args(corpus, tmp_path)) == 2
-    assert "stopped after step 3 of 7; continue it with --resume" in capsys.readouterr().err
+    assert "holds a run: continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_finished_run_may_be_replaced(corpus, tmp_path, tiny):
     assert cli.main(quickstart_args(corpus, tmp_path, steps=2)) == 0
     assert cli.main(quickstart_args(corpus, tmp_path, "--seed", "1", steps=3)) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 3
+    assert results_of(tmp_path)["steps"] == 3
+    assert not (tmp_path / "checkpoint-2").exists()
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(corpus, tmp_path, tiny):
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert cli.main(quickstart_args(corpus, tmp_path / name, "--seed", seed, steps=3)) == 0
-    losses = [state_of(tmp_path / name)["losses"] for name in "abc"]
+    losses = [results_of(tmp_path / name)["after"]["loss"] for name in "abc"]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
 
@@ -228,21 +199,20 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(corpus, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "0"], "--steps is 0; allowed are whole numbers from 1"),
-        (["--context", "1"], "--context is 1; allowed are whole numbers from 2"),
-        (["--seed", "-1"], "--seed is -1; allowed are whole numbers from 0"),
-        (["--learning-rate", "0"], "--learning-rate is 0.0; allowed are numbers above 0"),
-        (["--learning-rate", "nan"], "--learning-rate is nan; allowed are numbers above 0"),
-        (["--context", "100000"], "too little text: 8,072 bytes to train on, --context 100000 needs"),
-        (["--device", "abacus"], "--device is 'abacus'; allowed are auto, cpu, cuda, mps"),
+        (["--steps", "0"], "training.max_steps is 0, but must be a whole number of at least 1"),
+        (["--context", "1"], "data.context is 1, but must be at least 2"),
+        (["--seed", "-1"], "training.seed is -1, but must be a whole number from 0 to"),
+        (["--seed", "100000000000000"], "training.seed is 100000000000000, but must be a whole number from 0 to"),
+        (["--learning-rate", "0"], "training.learning_rate is 0.0, but must be a number above 0"),
+        (["--learning-rate", "nan"], "training.learning_rate is nan, but must be a number above 0"),
+        (["--device", "abacus"], "device is 'abacus', .* allowed here are auto, cpu"),
         (["--data", "/no/such/path"], "data path '/no/such/path' does not exist"),
-        (["--resume"], "resume needs the training state .*state.pt', which does not exist"),
+        (["--resume"], "holds no run to resume"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(corpus, tmp_path, tiny, capsys, options, message):
     assert cli.main(quickstart_args(corpus, tmp_path / "output", *options)) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, error), error
     assert not (tmp_path / "output").exists()
 
@@ -250,89 +220,55 @@ def test_bad_input_is_one_line_and_exit_code_2(corpus, tmp_path, tiny, capsys, o
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_missing_is_refused(corpus, tmp_path, tiny, capsys):
     assert cli.main(quickstart_args(corpus, tmp_path, "--device", "cuda")) == 2
-    assert "--device is 'cuda', which this machine does not have; allowed here are auto, cpu" in capsys.readouterr().err
+    assert "device is 'cuda', which cannot be used here" in capsys.readouterr().err
 
 
 def test_an_output_that_is_something_else_is_refused(corpus, tmp_path, tiny, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").write_text("data")
     assert cli.main(quickstart_args(corpus, tmp_path / "folder")) == 2
-    assert "exists and holds no quickstart run" in capsys.readouterr().err
+    assert "holds other files" in capsys.readouterr().err
     assert cli.main(quickstart_args(corpus, tmp_path / "folder" / "precious")) == 2
     assert "is a file; allowed is a folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["precious"]
     assert (tmp_path / "folder" / "precious").read_text() == "data"
 
 
-def test_a_broken_training_state_is_refused(corpus, tmp_path, tiny, capsys):
-    (tmp_path / "training").mkdir()
-    (tmp_path / "training" / "state.pt").write_bytes(b"not a state")
-    assert cli.main(quickstart_args(corpus, tmp_path, "--resume")) == 2
-    assert "is not a training state of this version" in capsys.readouterr().err
+def test_a_context_of_ones_own_changes_windows_and_positions(tmp_path):
+    fields = quickstart.fields_of_context(1000)
+    recipe = load_recipe("quickstart", [f"{key}={json.dumps(value)}" for key, value in fields.items()])
+    assert [length for _, length in recipe.data.window_plan] == [31, 125, 250, 1000]
+    assert recipe.model["axial_pos_shape"] == [8, 128]
 
 
-def test_resuming_with_other_settings_or_other_text_is_refused(corpus, tmp_path, tiny, monkeypatch, capsys):
-    own = tmp_path / "text"
-    own.mkdir()
-    for i in range(4):
-        (own / f"{i}.txt").write_text("some text or other\n" * 30)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, step=1)
-        assert cli.main(quickstart_args(own, tmp_path / "output")) == 130
-    assert cli.main(quickstart_args(own, tmp_path / "output", "--resume", "--seed", "9")) == 2
-    assert "--seed is 9, but the run to resume has 0; leave it out" in capsys.readouterr().err
-    (own / "3.txt").write_text("changed" * 80)
-    assert cli.main(quickstart_args(own, tmp_path / "output", "--resume")) == 2
-    assert "data has changed since the run in --output began" in capsys.readouterr().err
+def test_the_default_context_is_the_recipes_own():
+    recipe = load_recipe("quickstart")
+    fields = quickstart.fields_of_context(recipe.data.context)
+    assert recipe.data.window_plan == fields["data.window_plan"]
+    assert recipe.model["axial_pos_shape"] == fields["model.axial_pos_shape"]
+    assert recipe.model["max_position_embeddings"] == fields["model.max_position_embeddings"]
 
 
-def test_missing_matplotlib_is_said_before_training(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: None)
-    assert cli.main(quickstart_args(corpus, tmp_path / "output")) == 2
-    assert "pip install 'hf-reformer[demo]'" in capsys.readouterr().err
-
-
-def test_every_byte_counts_in_bits_per_byte():
-    model = build_model(Settings(context=61))
-    torch.nn.init.zeros_(model.lm_head.decoder.weight)  # every id gets probability 1 / 258
-    windows = [
-        torch.arange(61, dtype=torch.uint8),
-        torch.arange(7, dtype=torch.uint8),
-        torch.arange(1, dtype=torch.uint8),
-    ]
-    expected = ((60 + 6) * math.log2(258) + 3 * 8) / 69
-    assert quickstart.held_out_bits_per_byte(model, windows, torch.device("cpu")) == pytest.approx(expected, rel=1e-6)
-    assert model.training
-
-
-def test_held_out_windows_are_spread_without_overlap():
-    text = bytes(i % 251 for i in range(10_007))
-    windows = quickstart.held_out_windows(text, 1_009)
-    assert [len(window) for window in windows] == [1_009] * 8
-    starts = [i * (10_007 - 1_009) // 7 for i in range(8)]
-    assert [bytes(window.tolist()) for window in windows] == [text[start : start + 1_009] for start in starts]
-    assert all(later - earlier >= 1_009 for earlier, later in itertools.pairwise(starts))
-    assert [len(window) for window in quickstart.held_out_windows(text[:100], 1_009)] == [100]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 600])
-def test_the_last_step_has_the_full_context_and_no_step_more(steps):
-    lengths = [quickstart_training.window_length(Settings(steps=steps, context=4_096), step) for step in range(steps)]
-    assert lengths[-1] == 4_096 == max(lengths)
+@pytest.mark.parametrize("steps", [1, 2, 7, 200])
+def test_windows_grow_to_the_full_context_in_the_last_step_and_lie_anywhere_among_the_positions(steps, tmp_path):
+    changes = [f"training.max_steps={steps}", "training.seed=3"]
+    recipe = load_recipe("quickstart", changes, smoke=True)
+    task = build_task(recipe, plan_of(recipe, training_arguments(recipe, tmp_path, "cpu")))
+    windows = [task.training[step] for step in range(steps)]
+    lengths = [len(window["input_ids"]) for window in windows]
+    assert lengths[-1] == 256 == max(lengths)
     assert lengths == sorted(lengths)
-
-
-def test_the_learning_rate_warms_up_and_falls():
-    factors = [quickstart_training.learning_rate_factor(step, 100) for step in range(100)]
-    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    assert factors[5:] == sorted(factors[5:], reverse=True)
-    assert 0 < factors[-1] < 0.02
-    assert all(0 < quickstart_training.learning_rate_factor(step, 2) <= 1 for step in range(2))
+    starts = {int(window["position_ids"][0]) for window in windows}
+    assert all(
+        torch.equal(w["position_ids"], w["position_ids"][0] + torch.arange(len(w["input_ids"]))) for w in windows
+    )
+    if steps == 200:
+        assert min(starts) < 20 and 108 < max(starts) <= 128 and len(starts) > 60
 
 
 def test_inner_positions_look_the_same_from_everywhere():
-    table = quickstart_training.sinusoids(128, 191, longest=128, whole=True)
-    assert table.shape == (128, 191)
-    whole = quickstart_training.sinusoids(128, 192, longest=128, whole=True)
+    assert sinusoids(128, 191, longest=128, whole=True).shape == (128, 191)
+    whole = sinusoids(128, 192, longest=128, whole=True)
     products = whole @ whole.T
     for shift in range(1, 128):
         torch.testing.assert_close(products.roll((shift, shift), (0, 1)), products, rtol=0, atol=1e-3)

@@ -1,5 +1,6 @@
 """`hf-reformer serve`: a request over HTTP is answered by this package's model."""
 
+import importlib
 import json
 import os
 import socket
@@ -80,6 +81,16 @@ def test_completions_and_chat_over_http(tmp_path, layers):
 
 
 def test_without_its_packages_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr("hf_reformer.cli.serve.is_serve_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
     assert cli.main(["serve", "somewhere", "--port", "1"]) == 2
     assert "hf-reformer[serving]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--no-such-option"], ["--port", "abc"]], ids=" ".join)
+def test_a_wrong_option_of_the_server_is_one_line(options, tmp_path, monkeypatch, capsys):
+    importlib.import_module("transformers.cli.serving")  # before it is told that its packages are there
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: True)
+    (tmp_path / "config.json").write_text("{}")
+    assert cli.main(["serve", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("hf-reformer serve: ") and options[0] in error

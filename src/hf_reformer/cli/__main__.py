@@ -1,7 +1,7 @@
-"""`python -m hf_reformer.cli`: the same as `hf-reformer`."""
+"""`python -m hf_reformer.cli`: the same as `hf-reformer`, only later with its help: the package is imported by then."""
 
 import sys
 
-from . import main
+from hf_reformer_cli import main
 
 sys.exit(main())

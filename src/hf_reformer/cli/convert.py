@@ -2,8 +2,6 @@
 
 import argparse
 
-from transformers.utils import logging
-
 TARGETS = ("hf_reformer", "transformers", "trax")
 
 
@@ -28,8 +26,12 @@ def register(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; what was wrong with the source is a `ValueError`."""
+    from transformers.utils import logging
+
     from ..conversion import convert
 
+    if arguments.max_length is not None and arguments.max_length < 1:
+        raise ValueError(f"--max-length is {arguments.max_length}, but must be at least 1")
     logging.disable_progress_bar()
     report = convert(
         arguments.source,

@@ -1,25 +1,19 @@
 """`hf-reformer generate`: a model continues a prompt; the text appears as it is made."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
-from transformers.utils import logging
-
-from ..model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer
-from .byte_streamer import ByteStreamer
+from .options import add_device, add_revision
 
 
 def register(subparsers) -> None:
     """Add the command to the parser of `hf-reformer`."""
     parser = subparsers.add_parser("generate", help="continue a prompt", description=__doc__)
-    parser.add_argument("model", help="folder of a checkpoint, or its name on the Hub")
+    parser.add_argument("model", help="folder of a run or checkpoint, or a model's name on the Hub")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="text to continue")
     prompt.add_argument("--prompt-file", metavar="FILE", help="file to continue, byte for byte; - for standard input")
+    parser.add_argument("--tail-bytes", type=int, metavar="N", help="take the last N bytes of the prompt only")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default %(default)s")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest (default %(default)s)")
     parser.add_argument(
@@ -27,34 +21,49 @@ def register(subparsers) -> None:
     )
     parser.add_argument("--num-hashes", type=int, metavar="N", help="rounds of hashing (default: the model's)")
     parser.add_argument("--seed", type=int, help="of the drawing (default: another text every time)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
+    add_device(parser)
+    add_revision(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command. The continuation goes to standard output, without the prompt, and nothing else does."""
     check_arguments(arguments)
-    prompt = read_prompt(arguments)
+    from transformers.utils import logging
+
+    from ..training.machine import pick_device
+    from ..training.vocabulary import load_tokenizer
+    from .loading import load_config, load_model, model_folder
+    from .prompt import encode, longest_prompt, read_prompt
+    from .streaming import TokenStreamer
+
     logging.disable_progress_bar()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without such a character shows a question mark
-    tokenizer, model = load(arguments.model, pick_device(arguments.device))
-    input_ids, tail = encode(tokenizer, prompt)
-    if isinstance(tokenizer, ReformerByteTokenizer):
-        streamer = ByteStreamer(tokenizer, sys.stdout, tail)
-    else:
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    try:
-        generate(model, tokenizer, input_ids, streamer, arguments)
-    except BrokenPipeError:  # whoever read the text has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    device, revision = pick_device(arguments.device or "auto"), arguments.revision
+    name = model_folder(arguments.model, revision)
+    config = load_config(name, revision)
+    if not getattr(config, "is_decoder", True):
+        raise ValueError(
+            f"model {name} is not a causal language model (`is_decoder` is false): it cannot continue text"
+        )
+    tokenizer, positions = (
+        load_tokenizer(name, config.maximum_length, revision, config.vocab_size),
+        config.maximum_length,
+    )
+    most = longest_prompt(tokenizer, positions)
+    prompt = read_prompt(arguments.prompt, arguments.prompt_file, arguments.tail_bytes, most)
+    input_ids = encode(tokenizer, prompt, positions)
+    model = load_model("AutoModelForCausalLM", name, config, device, revision)
+    generate(model, tokenizer, input_ids, TokenStreamer(tokenizer, sys.stdout), arguments)
     return 0
 
 
 def generate(model, tokenizer, input_ids, streamer, arguments) -> None:
     """Runs `model.generate` with the arguments of the command line."""
+    import torch
+
     how = {"do_sample": False}
     if arguments.temperature > 0:
+        # without top_k=0 transformers draws from the 50 likeliest only
         how = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
     if arguments.num_hashes is not None:
         how["num_hashes"] = arguments.num_hashes
@@ -70,91 +79,13 @@ def generate(model, tokenizer, input_ids, streamer, arguments) -> None:
 def check_arguments(arguments) -> None:
     """Raises `ValueError` for a number out of range."""
     for name, fits, allowed in (
-        ("max_new_tokens", arguments.max_new_tokens >= 1, "at least 1"),
-        ("temperature", arguments.temperature >= 0, "at least 0"),
-        ("top_p", 0 < arguments.top_p <= 1, "above 0 and at most 1"),
-        ("num_hashes", arguments.num_hashes is None or arguments.num_hashes >= 1, "at least 1"),
+        ("max_new_tokens", lambda value: value >= 1, "at least 1"),
+        ("tail_bytes", lambda value: value >= 1, "at least 1"),
+        ("temperature", lambda value: 0 <= value < float("inf"), "a number of at least 0"),
+        ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        ("num_hashes", lambda value: value >= 1, "at least 1"),
+        ("seed", lambda value: 0 <= value < 2**64, "at least 0 and below 2 to the power of 64"),
     ):
-        if not fits:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, but must be {allowed}")
-
-
-def read_prompt(arguments) -> bytes:
-    """The prompt as bytes, at least one of them."""
-    if arguments.prompt is not None:
-        prompt, source = os.fsencode(arguments.prompt), "--prompt"
-    else:
-        source = f"--prompt-file {arguments.prompt_file}"
-        try:
-            prompt = (
-                sys.stdin.buffer.read() if arguments.prompt_file == "-" else Path(arguments.prompt_file).read_bytes()
-            )
-        except OSError as error:
-            raise ValueError(f"{source} cannot be read: {error.strerror}") from error
-    if not prompt:
-        raise ValueError(f"{source} is empty, but must hold something to continue")
-    return prompt
-
-
-def pick_device(name) -> torch.device:
-    """`auto` is a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {name}, which cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def load(name, device):
-    """Tokenizer and causal language model, in evaluation mode on `device`."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if not getattr(config, "is_decoder", True):
-            raise ValueError(
-                f"model {name} is not a causal language model (`is_decoder` is false): it cannot continue text"
-            )
-        model = AutoModelForCausalLM.from_pretrained(name, config=config)
-    except OSError as error:
-        raise ValueError(f"model {name} cannot be loaded: {error}") from error
-    return load_tokenizer(name, config), model.to(device).eval()
-
-
-def load_tokenizer(name, config):
-    """The checkpoint's own; bytes for one that brings none and has a byte vocabulary (as `google/reformer-enwik8`)."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if len(tokenizer) <= config.vocab_size and tokenizer("a").input_ids:
-            return tokenizer
-    except Exception as error:  # what a missing tokenizer raises differs from version to version
-        reason = error
-    else:
-        reason = f"its tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
-    if config.vocab_size == NUM_SPECIAL_TOKENS + NUM_BYTES:
-        return ReformerByteTokenizer(model_max_length=config.maximum_length)
-    raise ValueError(f"model {name} has no tokenizer that can be used: {reason}") from None
-
-
-def encode(tokenizer, prompt: bytes) -> tuple[torch.Tensor, bytes]:
-    """Token ids (1, L) of the prompt, and its last bytes where they are an unfinished character."""
-    if isinstance(tokenizer, ReformerByteTokenizer):
-        return torch.tensor([tokenizer.encode_bytes(prompt)]), unfinished_character(prompt)
-    try:
-        text = prompt.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"the prompt is not UTF-8 ({error.reason} at byte {error.start}): this model's tokenizer takes text only"
-        ) from error
-    return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids, b""
-
-
-def unfinished_character(data: bytes) -> bytes:
-    """The bytes at the end that start a UTF-8 character and do not end it."""
-    for length in range(1, min(3, len(data)) + 1):
-        byte = data[-length]
-        if byte >= 0xC0:
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return data[-length:] if length < needed else b""
-        if byte < 0x80:
-            break
-    return b""
+        value = getattr(arguments, name)
+        if value is not None and not fits(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, but must be {allowed}")

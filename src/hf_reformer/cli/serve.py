@@ -6,10 +6,6 @@ Reformer, which does not know the strict layer types and drops the head's bias. 
 
 import argparse
 
-from transformers.utils.import_utils import is_serve_available
-
-from ..model.modeling_reformer import ReformerModelWithLMHead
-
 
 def register(subparsers) -> None:
     """Add the command to the parser of `hf-reformer`."""
@@ -19,7 +15,7 @@ def register(subparsers) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="folder of a checkpoint, or its name on the Hub")
+    parser.add_argument("model", help="folder of a run or checkpoint, or a model's name on the Hub")
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, help="options of `transformers serve`: --port 8000, --host localhost, ..."
     )
@@ -28,10 +24,16 @@ def register(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; it serves until it is interrupted."""
-    if not is_serve_available():
+    from transformers.utils import import_utils
+
+    if not import_utils.is_serve_available():
         raise ValueError("packages are missing: pip install 'hf-reformer[serving]'.")
     from transformers.cli.serving import model_manager
     from transformers.cli.transformers import app
 
+    from ..model.modeling_reformer import ReformerModelWithLMHead
+    from .loading import model_folder
+
     model_manager.transformers.ReformerModelWithLMHead = ReformerModelWithLMHead
-    return app(["serve", arguments.model, *arguments.options], prog_name="hf-reformer", standalone_mode=False) or 0
+    command = ["serve", model_folder(arguments.model), *arguments.options]
+    return app(command, prog_name="hf-reformer", standalone_mode=False) or 0

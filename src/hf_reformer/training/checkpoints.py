@@ -49,7 +49,6 @@ class CheckpointedTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         _check_arguments(self.args)
-        self._scratch = None
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._data_order = DataOrder(seed, workers=self.args.dataloader_num_workers > 0)
         self._stop = StopOnSignal(self.stop_signals, self._maximum_over_processes)
@@ -113,9 +112,6 @@ class CheckpointedTrainer(Trainer):
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial):
-        return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
-
     def _save_checkpoint(self, model, trial):
         target = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         scratch = target.parent / SCRATCH
@@ -137,15 +133,12 @@ class CheckpointedTrainer(Trainer):
 
     @contextmanager
     def _writing_into(self, scratch):
-        self._scratch = scratch
+        """`Trainer` writes into the scratch folder, and pushes nothing that has not its name yet."""
+        vars(self).update(_get_output_dir=lambda trial: str(scratch), _push_from_checkpoint=lambda folder: None)
         try:
             yield
         finally:
-            self._scratch = None
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        if self._scratch is None:  # not before it has its name
-            super()._push_from_checkpoint(checkpoint_folder)
+            del self._get_output_dir, self._push_from_checkpoint
 
     def _name_best(self, scratch, target):
         """If this checkpoint is the best so far, its state must not name the scratch folder."""

@@ -1,60 +1,87 @@
 """Measuring a saved model: on its own recipe's data or others', with the attention it was trained with or another."""
 
 import dataclasses
+import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from ..cli.generate import load_tokenizer
-from .build import build_model, build_trainer, config_for, pretrained_config, training_arguments
+import numpy as np
+
+from ..files import replacing_file
+from .build import build_model, build_trainer, config_for, pretrained_config, statistics_of, training_arguments
 from .fields import checked_section
+from .folder import RECIPE_FILE, RUN_FILE, stored_facts
 from .recipes import load_recipe, model_hints, parsed_change
-from .report import RECIPE_FILE, metrics_in
+from .report import compressed, metrics_in
+from .run import facts_of
 from .settings import Recipe
 from .task import Plan
 from .tasks import MODELS, build_task
+from .vocabulary import load_tokenizer
 
 TEXT_RECIPE = "text"
 
 
-def evaluate_model(model: str, recipe: str | None = None, files=None, changes=(), smoke=False) -> dict:
+def evaluate_model(
+    model: str, recipe: str | None = None, files=None, changes=(), smoke=False, *, revision: str | None = None,
+    device: str = "auto", quiet: bool = False, batch_size: int | None = None, predictions: str | Path | None = None,
+) -> dict:  # fmt: skip
     """Metrics of the model at `model`.
 
     Args:
         recipe: whose evaluation data is used; None: the one saved beside the model.
         files: text to measure a language model on, instead of a recipe's.
         changes: `model.key=value` changes the model's configuration, other sections change the recipe.
+        revision: of a model on the Hub.
+        batch_size: examples at a time on each device.
+        predictions: a file for one line of JSON per example: its figures, and for a head what it says and should say.
 
     Raises:
-        ValueError: where model, recipe or data cannot be used.
+        ValueError: where model, recipe or data cannot be used, the model lacks weights, or the recipe's evaluation data is no
+            longer what the model was measured on.
     """
-    config = pretrained_config(str(model), {})
+    config = pretrained_config(str(model), {}, revision)
+    if batch_size is not None:
+        changes = [*changes, f"training.per_device_eval_batch_size={batch_size}"]
+    own = None
     if files:
         chosen = recipe_of_files(config, files, changes)
     else:
-        chosen = load_recipe(recipe_beside(model) if recipe is None else recipe, others(changes), smoke)
-    chosen = dataclasses.replace(chosen, model={**model_changes(changes), "pretrained": str(model)})
-    task, trainer = evaluation_of(chosen, config)
-    metrics = metrics_in(trainer.evaluate())
-    measured = trainer.accelerator.unwrap_model(trainer.model).config
+        own = folder_of_run(model) if recipe is None else None
+        chosen = load_recipe(recipe if own is None else str(own / RECIPE_FILE), others(changes), smoke)
+    extra = dataclasses.replace(chosen.extra, early_stopping_patience=None)
+    model_section = {**model_changes(changes), "pretrained": str(model), "revision": revision}
+    training = {**chosen.training, "push_to_hub": False, "report_to": "none"}
+    chosen = dataclasses.replace(chosen, model=model_section, training=training, peft={}, extra=extra)
+    task, trainer = evaluation_of(chosen, config, device, quiet)
+    same = None if own is None else check_held_out(own, task, changes)
+    metrics = measured(trainer, task, predictions)
+    actual = trainer.accelerator.unwrap_model(trainer.model).config
     return {
         "model": str(model),
         "recipe": chosen.name,
         "data": task.description,
         "examples": len(task.evaluation),
-        "attn_layers": list(measured.attn_layers),
-        "num_hashes": chosen.evaluation.num_hashes or measured.num_hashes,
+        "same_data_as_the_card": same,
+        "attn_layers": list(actual.attn_layers),
+        "num_hashes": chosen.evaluation.num_hashes or actual.num_hashes,
         **metrics,
+        **compressed(task, metrics),
     }
 
 
-def evaluation_of(chosen: Recipe, config):
+def evaluation_of(chosen: Recipe, config, device: str, quiet: bool):
     """Task and trainer that evaluate the model that the recipe names as its start."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(chosen, Path(folder))
-        tokenizer = load_tokenizer(chosen.model["pretrained"], config) if hasattr(chosen.data, "tokenizer") else None
+        arguments = training_arguments(chosen, Path(folder), device, quiet)
+        name, revision = chosen.model["pretrained"], chosen.model["revision"]
+        tokenizer = None
+        if hasattr(chosen.data, "tokenizer"):
+            tokenizer = load_tokenizer(name, config.maximum_length, revision, config.vocab_size)
         task = build_task(chosen, Plan(steps=1, per_step=1, seed=arguments.seed), tokenizer)
         check_labels(config, task.model_fields)
-        model = build_model(chosen, config_for(chosen, task), arguments.seed)
+        model = build_model(chosen, config_for(chosen, task), arguments.seed, new_head=False)
         return task, build_trainer(chosen, arguments, task, model)
 
 
@@ -67,24 +94,93 @@ def check_labels(config, fields: dict) -> None:
         )
 
 
+def check_held_out(folder: Path, task, changes) -> bool | None:
+    """Whether the evaluation data is what the model's own figures are of; None where that was not noted.
+
+    Raises:
+        ValueError: where it is not, though nobody asked for other data: some of it may be what the model was trained on.
+    """
+    if not (folder / RUN_FILE).is_file():
+        return None
+    before, now = stored_facts(folder)["held_out"], facts_of(task)["held_out"]
+    asked = any(section in ("data", "evaluation") for section, _, _ in map(parsed_change, changes))
+    if before != now and not asked:
+        raise ValueError(
+            f"the recipe's evaluation data has changed since the model was measured (fingerprint {before}, now {now}): some of it "
+            "may have been trained on. Name other data with --data or --set data.files=..., or bring the old one back"
+        )
+    return before == now
+
+
+def measured(trainer, task, predictions) -> dict:
+    """Metrics over all examples; what each got goes to the file `predictions`."""
+    if predictions is None:
+        return metrics_in(trainer.evaluate())
+    trainer.preprocess_logits_for_metrics = partial(with_guesses, task)
+    trainer.compute_metrics = lambda found: {}
+    found = trainer.predict(task.evaluation, metric_key_prefix="eval")
+    rows, *guesses = found.predictions
+    rows = np.asarray(rows, dtype=np.float64)
+    lines = [
+        {
+            "index": i,
+            **plain(task.summary(row)),
+            **said(trainer.model.config, [g[i] for g in guesses], found.label_ids, i),
+        }
+        for i, row in enumerate(rows)
+    ]
+    with replacing_file(predictions) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return plain(task.summary(rows.sum(0)))
+
+
+def with_guesses(task, logits, labels):
+    """Sums per example, and the likeliest class, token or position."""
+    pieces = logits if isinstance(logits, tuple) else (logits,)
+    return (statistics_of(task, False, logits, labels), *(piece.argmax(-1) for piece in pieces))
+
+
+def plain(metrics: dict) -> dict:
+    """Numbers of Python, None for what has no value."""
+    return {name: float(value) if np.isfinite(value) else None for name, value in metrics.items()}
+
+
+def said(config, guesses: list, labels, index: int) -> dict:
+    """`prediction` and `label` of an example: classes by name, or positions (start, end); nothing for language models."""
+    if len(guesses) == 2:
+        return {"prediction": [int(g) for g in guesses], "label": [int(part[index]) for part in labels]}
+    if (config.architectures or [""])[0].endswith(("LMHead", "MaskedLM")):
+        return {}
+    guess, label = np.atleast_1d(guesses[0]), np.atleast_1d(labels[index])
+    counted = label != -100
+    names = [[config.id2label[int(i)] for i in ids[counted]] for ids in (guess, label)]
+    return {"prediction": names[0], "label": names[1]}
+
+
 def recipe_of_files(config, files, changes) -> Recipe:
     """A recipe that measures a language model on files, in windows of its whole length."""
+    recipe = load_recipe(TEXT_RECIPE, others(changes))
     names = [str(path) for path in files]
-    fixed = ["data.windows=packed", "data.window_plan=null", f"data.context={config.maximum_length}"]
-    fixed += [f"data.files={names!r}", f"data.evaluation_files={names!r}"]
-    recipe = load_recipe(TEXT_RECIPE, [*fixed, *others(changes)])
+    data = dataclasses.replace(
+        recipe.data,
+        windows="packed",
+        window_plan=None,
+        context=config.maximum_length,
+        files=names,
+        evaluation_files=names,
+    )
     kinds = {MODELS[task].__name__: task for task in ("causal-lm", "masked-lm")}
     kind = (config.architectures or ["ReformerModelWithLMHead"])[0]
     if kind not in kinds:
         raise ValueError(f"--data is given, but the model is a {kind}; allowed are {', '.join(kinds)}, or --recipe")
-    return dataclasses.replace(recipe, task=kinds[kind])
+    return dataclasses.replace(recipe, task=kinds[kind], data=data)
 
 
-def recipe_beside(model) -> str:
-    """The recipe that was saved with a model, or of whose run it is a checkpoint."""
+def folder_of_run(model) -> Path:
+    """Where the recipe lies that was saved with a model, or of whose run it is a checkpoint."""
     for folder in (Path(model), Path(model).parent):
         if (folder / RECIPE_FILE).is_file():
-            return str(folder / RECIPE_FILE)
+            return folder
     raise ValueError(
         f"--recipe is missing: no {RECIPE_FILE} lies beside {str(model)!r}; give --recipe NAME or --data PATH"
     )

@@ -2,11 +2,11 @@
 
 import torch
 
-from .quickstart_training import build_optimizers
+from .muon import Muon
 
 
 class MuonWithAdam(torch.optim.Optimizer):
-    """Two optimizers over one list of parameter groups and one state.
+    """Two optimizers over one list of parameter groups and one state; frozen parameters are left out.
 
     Args:
         model: a Reformer; the matrices of its encoder go to Muon with the learning rate `lr`, all else to Adam.
@@ -14,7 +14,12 @@ class MuonWithAdam(torch.optim.Optimizer):
     """
 
     def __init__(self, model: torch.nn.Module, lr: float, share: float):
-        self.parts = build_optimizers(model, lr, share)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        matrices = {name: p for name, p in trained.items() if p.ndim == 2 and ".encoder." in name}
+        others = [p for name, p in trained.items() if name not in matrices]
+        self.parts = [Muon(matrices.values(), lr=lr)] if matrices else []
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr=share * lr, betas=(0.9, 0.95), weight_decay=0.0))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
     @torch.no_grad()

@@ -1,149 +1,270 @@
 """A run of a recipe: from an empty folder, or from its newest whole checkpoint, to the finished model."""
 
 import errno
-import json
+import os
 import sys
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from huggingface_hub import HfApi
 from transformers.utils import logging
 
-from ..files import replacing_file, replacing_folder
 from .build import build_model, build_trainer, config_for, plan_of, training_arguments
+from .cards import model_card
 from .checkpoints import latest_whole_checkpoint
+from .folder import (
+    MODEL_FOLDER,
+    RESULTS_FILE,
+    TOKENIZER_FOLDER,
+    extended_by,
+    locked,
+    make_room,
+    store_run,
+    stored_facts,
+    stored_recipe,
+    write_json,
+)
+from .minutes import steps_in, with_steps
 from .recipes import load_recipe
-from .report import RECIPE_FILE, plot_losses, results_of, write_model, write_recipe, write_results
+from .report import add_figure, results_of, write_model
 from .samples import Samples
 from .settings import Recipe
+from .task import Task
 from .tasks import build_task
+from .trainer import RecipeTrainer
 from .vocabulary import load_tokenizer
 
-TOKENIZER_FOLDER = "tokenizer"
-RUN_FILE = "run.json"
-FREE_TO_CHANGE = ("logging_", "save_", "eval_", "report_to", "run_name", "disable_tqdm", "dataloader_")
+NAMES = ("byte", "bpe", "byte-bpe", "standard-library")  # that are no paths
 
 
-def train_recipe(name: str, output: Path, changes=(), smoke=False, resume=False, command: str = "") -> int:
+@dataclass(frozen=True)
+class Options:
+    """What a run does that is no part of its recipe.
+
+    `device`: auto, cpu, cuda or mps. `batch_size`: examples of a training step on each device. `push_to_hub`: the name of a
+    repository that gets the finished model. `quiet`: nothing is printed. `minutes`: the run takes about so long, its steps
+    follow. `with_code`: the model's source lies beside it. `replace_finished`: a finished run in the folder makes room.
+    `callbacks`, `compute_metrics`, `model_init`: as `Trainer` takes them; the metrics are added to the recipe's.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    push_to_hub: str | None = None
+    quiet: bool = False
+    minutes: float | None = None
+    with_code: bool = False
+    replace_finished: bool = False
+    callbacks: Sequence = ()
+    compute_metrics: Callable | None = None
+    model_init: Callable | None = None
+
+    @property
+    def changes(self) -> list[str]:
+        """Those that are other words for a change of the recipe."""
+        size, repository = self.batch_size, self.push_to_hub
+        found = [] if size is None else [f"training.per_device_train_batch_size={size}"]
+        return found + (
+            [] if repository is None else ["training.push_to_hub=true", f"training.hub_model_id={repository}"]
+        )
+
+
+def train_recipe(
+    name: str | None, output, changes=(), smoke: bool = False, resume: bool = False, command: str = "", **options
+) -> int:
     """Train a recipe into the folder `output`. Returns 0, or 128 + the signal that stopped the run.
 
+    Args:
+        name: a packaged recipe, or the path of a YAML file; None with `resume`: the one that lies in `output`.
+        changes: `section.key=value`. A resumed run may have a larger `training.max_steps`, which extends it.
+        command: what the card says that the model was made by.
+        options: see `Options`.
+
     Raises:
-        ValueError: for a recipe, data or an output folder that cannot be used.
+        ValueError: for a recipe, data or an output folder that cannot be used, and a training that diverged.
     """
-    recipe = load_recipe(name, changes, smoke)
-    arguments = training_arguments(recipe, output)
-    first = arguments.process_index == 0
-    say = (lambda text: print(printable(text), flush=True)) if first else (lambda text: None)
+    with running(name, output, changes, smoke, resume, command, **options) as run:
+        return run.carry_out()
+
+
+@contextmanager
+def running(
+    name: str | None, output, changes=(), smoke: bool = False, resume: bool = False, command: str = "", **options
+) -> Iterator["Run"]:
+    """A `Run` that is ready to be carried out, in a folder that is its own as long as this lasts.
+
+    `run.trainer` is a `Trainer`, so `hyperparameter_search` and all else that one can do is there.
+    """
+    output, options = Path(output), Options(**options)
+    recipe = chosen_recipe(name, output, [*changes, *options.changes], smoke, resume)
+    if resume and options.minutes is not None:
+        raise ValueError("minutes is given, but a resumed run has its length; training.max_steps may be larger")
+    arguments = training_arguments(recipe, output, options.device, options.quiet)
+    logging.disable_progress_bar()  # of single files; the bar of the training stays
     with arguments.main_process_first(desc="output folder"):
-        if first:
-            check_output(output, recipe, resume)
+        own = locked(output) if arguments.process_index == 0 else nullcontext()
+        own.__enter__()
+    try:
+        yield prepare(recipe, output, resume, command, options, arguments)
+    finally:
+        own.__exit__(None, None, None)
+
+
+def chosen_recipe(name: str | None, output: Path, changes, smoke: bool, resume: bool) -> Recipe:
+    """The recipe that is named, or that of the run in the folder."""
+    if name is None:
+        if not resume:
+            raise ValueError("recipe is missing; only --resume does without, and takes the one in --output")
+        stored_recipe(output)  # says it where there is none
+        name = str(output / "recipe.yaml")
+    return load_recipe(name, changes, smoke)
+
+
+def prepare(recipe: Recipe, output: Path, resume: bool, command: str, options: Options, arguments) -> "Run":
+    """Everything of a run; once all of it is known to fit, the folder says what it is."""
+    first, say = arguments.process_index == 0, speaker(arguments, options.quiet)
+    stored = stored_recipe(output) if resume else None
+    more = extended_by(stored, recipe) if resume else 0
+    if first and not resume:
+        make_room(output, options.replace_finished)
     checkpoint = latest_whole_checkpoint(output) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
-    logging.disable_progress_bar()  # of single files; the bar of the training stays
-    trainer, task = start(recipe, arguments, output, resume)
-    say_what_starts(recipe, trainer, task, checkpoint, say)
-    with full_disk_in_one_line():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.stopped_by:
-        done = f"{trainer.state.global_step} of {trainer.state.max_steps}"
-        say(f"stopped after step {done}, saved; the same command with --resume continues")
-        return 128 + trainer.stopped_by
-    finish(recipe, trainer, task, output, command, say)
-    return 0
-
-
-def start(recipe: Recipe, arguments, output: Path, resume: bool):
-    """Trainer and task of a run; once all of it is known to fit, the folder says what it is."""
-    tokenizer = saved_tokenizer(output, recipe) if resume else None
+    saved = output / TOKENIZER_FOLDER if resume and (output / TOKENIZER_FOLDER).is_dir() else None
+    tokenizer = None if saved is None else load_tokenizer(str(saved), recipe.data.context)
+    if options.minutes is not None:
+        recipe = with_steps(recipe, measured_steps(recipe, options, say))
+        arguments = training_arguments(recipe, output, options.device, options.quiet)
     task = build_task(recipe, plan_of(recipe, arguments), tokenizer)
-    model = build_model(recipe, config_for(recipe, task), arguments.seed)
-    callbacks = [Samples(task.prompts, recipe.evaluation, output, task.tokenizer)] if task.prompts else []
-    trainer = build_trainer(recipe, arguments, task, model, callbacks)
+    model = None if options.model_init else build_model(recipe, config_for(recipe, task), arguments.seed)
+    samples = [Samples(task.prompts, recipe.evaluation, output, task.tokenizer)] if task.prompts else []
+    trainer = build_trainer(
+        recipe, arguments, task, model, [*samples, *options.callbacks], options.compute_metrics, options.model_init
+    )
+    for sample in samples:
+        sample.callbacks = trainer.callback_handler.callbacks
+    facts = facts_of(task)
     if resume:
-        check_same_data(output / RUN_FILE, task.fingerprint)
-    elif arguments.process_index == 0:
-        store_run(output, recipe, task)
-    return trainer, task
+        facts["extended"] = resumed_facts(output, facts)
+        if more:
+            step = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+            facts["extended"].append([step, stored.training["max_steps"], recipe.training["max_steps"]])
+    if first:
+        store_run(output, recipe, facts, task.tokenizer)
+    run = Run(recipe, output, task, trainer, checkpoint, command, options, facts, say)
+    run.say_what_starts()
+    return run
 
 
-def store_run(output: Path, recipe: Recipe, task) -> None:
-    """What a resumed run needs to be the same; the recipe comes last, so that a folder with one is complete."""
-    if task.tokenizer is not None:
-        with replacing_folder(output / TOKENIZER_FOLDER) as temporary:
-            task.tokenizer.save_pretrained(temporary)
-    with replacing_file(output / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps({"data": task.fingerprint}) + "\n", encoding="utf-8")
-    write_recipe(output / RECIPE_FILE, recipe)
+def measured_steps(recipe: Recipe, options: Options, say) -> int:
+    """How many steps fit into the minutes, tried out on a model that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(recipe, Path(folder), options.device, quiet=True)
+        arguments.report_to, arguments.push_to_hub = [], False
+        task = build_task(recipe, plan_of(recipe, arguments))
+        trial = build_trainer(recipe, arguments, task, build_model(recipe, config_for(recipe, task), arguments.seed))
+        steps = steps_in(options.minutes, trial)
+    say(f"{steps:,} steps fit into {options.minutes:g} minutes (the recipe has {recipe.training['max_steps']:,})")
+    return steps
 
 
-def saved_tokenizer(output: Path, recipe: Recipe):
-    """The tokenizer that the run began with, so that a resumed one trains none anew."""
-    folder = output / TOKENIZER_FOLDER
-    return load_tokenizer(str(folder), recipe.data.context) if folder.is_dir() else None
+def facts_of(task: Task) -> dict:
+    """What a resumed run and a later measurement compare."""
+    return {
+        "data": task.fingerprint,
+        "held_out": getattr(task, "held_out_fingerprint", task.fingerprint),
+        "extended": [],
+    }
 
 
-def finish(recipe: Recipe, trainer, task, output: Path, command: str, say) -> None:
-    """A last evaluation where none was due, then everything that is kept."""
-    history = trainer.state.log_history
-    if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in history):
-        trainer.evaluate()
-    if not trainer.is_world_process_zero():
-        return
-    results = results_of(recipe, trainer, task, command)
-    figure = output / "loss.png"
-    drawn = plot_losses(figure, trainer.state.log_history)
-    if not drawn:
-        say("matplotlib is not installed: no loss.png (pip install 'hf-reformer[demo]')")
-    write_model(output / "model", trainer, recipe, results, figure if drawn else None)
-    write_results(output / "results.json", results)
-    for name, value in results["after"].items():
-        before = f"  (before training {results['before'][name]:.4f})" if results["before"] else ""
-        say(f"{name.replace('_', ' '):>20} {value:.4f}{before}")
-    say(f"model in {output / 'model'}, figures in {output / 'results.json'}")
-
-
-def say_what_starts(recipe: Recipe, trainer, task, checkpoint: Path | None, say) -> None:
-    """Data, size and trackers, a line each."""
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    where = "from the beginning" if checkpoint is None else f"from {checkpoint.name}"
-    say(f"{recipe.name}: {task.description}")
-    say(f"{parameters:,} parameters, {trainer.args.max_steps:,} steps {where}, on {trainer.args.device}")
-    if recipe.training.get("report_to") is None and not trainer.args.report_to:
-        say("TensorBoard is not installed: no curves for it (pip install 'hf-reformer[tensorboard]')")
-
-
-def check_output(output: Path, recipe: Recipe, resume: bool) -> None:
-    """A new run needs a free folder, a resumed one the folder of the same recipe."""
-    stored = output / RECIPE_FILE
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a file; allowed is a folder, or a name that is free")
-    if resume:
-        if not stored.is_file():
-            raise ValueError(f"--output {str(output)!r} holds no run to resume ({RECIPE_FILE} is missing)")
-        compare_recipes(yaml.safe_load(stored.read_text(encoding="utf-8")), recipe.plain)
-        return
-    if output.is_dir() and any(output.iterdir()):
-        kind = "a run: continue it with --resume" if stored.is_file() else "other files: use a folder of its own"
-        raise ValueError(f"--output {str(output)!r} holds {kind}, or choose another --output")
-
-
-def compare_recipes(stored: dict, given: dict) -> None:
-    """Raises `ValueError` where a resumed run would not be the one that was begun."""
-    for section in ("model", "data", "training"):
-        before, now = stored.get(section, {}), given[section]
-        for key in sorted({*before, *now}):
-            free = section == "training" and key.startswith(FREE_TO_CHANGE)
-            if before.get(key) != now.get(key) and not free:
-                raise ValueError(
-                    f"{section}.{key} is {now.get(key)!r}, but the run to resume has {before.get(key)!r}: give the command "
-                    "that began it, with --resume"
-                )
-
-
-def check_same_data(path: Path, fingerprint: str) -> None:
-    """The data of a resumed run must be what it was."""
-    if json.loads(path.read_text(encoding="utf-8"))["data"] != fingerprint:
+def resumed_facts(output: Path, facts: dict) -> list:
+    """How the run was extended so far; its data must be what it was."""
+    stored = stored_facts(output)
+    if stored["data"] != facts["data"]:
         raise ValueError("data has changed since the run began; allowed is the same data, or another --output")
+    return stored["extended"]
+
+
+@dataclass
+class Run:
+    """A run that is ready: `carry_out`, or `train` and `finish` one after the other."""
+
+    recipe: Recipe
+    output: Path
+    task: Task
+    trainer: RecipeTrainer
+    checkpoint: Path | None
+    command: str
+    options: Options
+    facts: dict
+    say: Callable[[str], None]
+
+    def carry_out(self) -> int:
+        """Exit code: 0, or 128 + the signal that stopped the run, which is then saved."""
+        with full_disk_in_one_line():
+            self.train()
+            if self.trainer.stopped_by:
+                done = f"{self.trainer.state.global_step} of {self.trainer.state.max_steps}"
+                self.say(f"stopped after step {done}, saved; the same command with --resume continues")
+                return 128 + self.trainer.stopped_by
+            self.finish()
+        return 0
+
+    def train(self) -> None:
+        self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+
+    def finish(self) -> dict:
+        """A last evaluation where none was due, then everything that is kept, the model before all. Returns the figures."""
+        trainer, output = self.trainer, self.output
+        history = trainer.state.log_history
+        if not any("eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in history):
+            trainer.evaluate()
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None  # all processes give theirs
+        if not trainer.is_world_process_zero():
+            return {}
+        results = results_of(self.recipe, trainer, self.task, self.command, self.facts)
+        card = model_card(self.recipe, results, figure=None)
+        write_model(output, trainer, self.recipe, self.facts, card, weights, self.options.with_code)
+        write_json(output / RESULTS_FILE, results)
+        self.draw(results)
+        for name, value in results["after"].items():
+            before = f"  (before training {results['before'][name]:.4f})" if results["before"] else ""
+            self.say(f"{name.replace('_', ' '):>20} {value:.4f}{before}")
+        for name in ("gzip", "xz"):
+            if name in results:
+                self.say(f"{name + ' -9':>20} {results[name]:.4f}")
+        self.say(f"model in {output / MODEL_FOLDER}, figures in {output / RESULTS_FILE}")
+        if trainer.args.push_to_hub:
+            self.push()
+        return results
+
+    def draw(self, results: dict) -> None:
+        """The curve; a run that has its model does not fail for want of a picture."""
+        try:
+            add_figure(self.output, self.recipe, results, self.trainer.state.log_history)
+        except ImportError:
+            self.say("matplotlib is not installed: no loss.png (pip install 'hf-reformer[demo]')")
+        except Exception as error:
+            self.say(f"loss.png could not be drawn ({type(error).__name__}: {error})")
+
+    def push(self) -> None:
+        """The model's folder, card and all, as `training.hub_model_id` (or the name of the output folder)."""
+        args = self.trainer.args
+        where = HfApi().upload_folder(
+            repo_id=self.trainer.hub_model_id, folder_path=self.output / MODEL_FOLDER, revision=args.hub_revision,
+            commit_message=f"{self.recipe.name}: {self.trainer.state.global_step} steps",
+        )  # fmt: skip
+        self.say(f"pushed to {where.repo_url}")
+
+    def say_what_starts(self) -> None:
+        """Data and size, a line each."""
+        trainer, say = self.trainer, self.say
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        where = "from the beginning" if self.checkpoint is None else f"from {self.checkpoint.name}"
+        say(f"{self.recipe.name}: {self.task.description}")
+        say(f"{parameters:,} parameters, {trainer.args.max_steps:,} steps {where}, on {trainer.args.device}")
 
 
 @contextmanager
@@ -155,6 +276,18 @@ def full_disk_in_one_line():
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(error.strerror) from error
+
+
+def speaker(arguments, quiet: bool) -> Callable[[str], None]:
+    """Prints, on the first process; a reader who has gone does not end a run."""
+
+    def say(text: str) -> None:
+        try:
+            print(printable(text), flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return (lambda text: None) if quiet or arguments.process_index else say
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+WINDOWS = os.name == "nt"  # what is tested is Linux
 
 
 def seal(folder, **facts):
@@ -51,8 +52,10 @@ def facts_of(folder) -> dict:
 
 
 def flush(path):
-    """Waits until a file, or the list of names in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file, or the list of names in a folder, is on the disk. Windows opens no folders."""
+    if WINDOWS and os.path.isdir(path):
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,7 +1,23 @@
-"""What the sections `data` and `evaluation` of a recipe may hold, by the format of the data."""
+"""What the sections of a recipe may hold, the section `data` by its format, with the limits of each value.
+
+Imports nothing that takes time, so that the command line can list the keys in its help. The limits are annotations that
+pydantic checks in `fields`; what concerns several values is checked where an object is made.
+"""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+Positive = Annotated[int, Ge(1)]
+Share = Annotated[float, Gt(0), Lt(1)]
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,7 @@ class Source:
     subset: str | None = None
     training_split: str = "train"
     evaluation_split: str = "test"
-    generated: int | None = None
+    generated: Positive | None = None
     obtain: str | None = None
 
 
@@ -32,8 +48,8 @@ class Tokenised(Source):
     """
 
     tokenizer: str = "byte"
-    vocab_size: int | None = None
-    context: int = 4096
+    vocab_size: Annotated[int, Ge(4)] | None = None
+    context: Annotated[int, Ge(2)] = 4096
 
 
 @dataclass(frozen=True)
@@ -53,11 +69,28 @@ class TextData(Tokenised):
     window_plan: list[list[float]] | None = None
     training_range: list[int] | None = None
     evaluation_range: list[int] | None = None
-    held_out: float = 0.05
+    held_out: Share = 0.05
     separate_documents: bool = False
-    mask_share: float = 0.15
+    mask_share: Share = 0.15
     streaming: bool = False
-    shuffle_buffer: int = 0
+    shuffle_buffer: Annotated[int, Ge(0)] = 0
+
+    def __post_init__(self):
+        for name in ("training_range", "evaluation_range"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or not 0 <= value[0] < value[1]):
+                raise ValueError(f"data.{name} is {value}, but must be two byte offsets [from, to] with from below to")
+        if self.window_plan is not None and not (self.windows == "random" and self._plan_fits(self.window_plan)):
+            raise ValueError(
+                f"data.window_plan is {self.window_plan}, but must be (with windows: random) pairs [share of the steps, length], "
+                f"the shares rising to 1, the lengths whole numbers from 2 to the context {self.context}"
+            )
+
+    def _plan_fits(self, plan):
+        shares = [stage[0] for stage in plan if len(stage) == 2]
+        if not len(shares) == len(plan) > 0 or shares != sorted(shares) or shares[-1] != 1:
+            return False
+        return all(float(length).is_integer() and 2 <= length <= self.context for _, length in plan)
 
 
 @dataclass(frozen=True)
@@ -68,7 +101,7 @@ class ImageData(Source):
     64 x 64 ImageNet files (all red, then all green, then all blue values).
     """
 
-    size: int = 64
+    size: Positive = 64
     image_column: str = "image"
 
 
@@ -76,8 +109,12 @@ class ImageData(Source):
 class DuplicationData:
     """The sequences 0w0w: w has `length` / 2 - 1 symbols drawn from 1 to `symbols`."""
 
-    length: int = 1024
-    symbols: int = 127
+    length: Annotated[int, Ge(4)] = 1024
+    symbols: Annotated[int, Ge(2)] = 127
+
+    def __post_init__(self):
+        if self.length % 2:
+            raise ValueError(f"data.length is {self.length}, but must be even: the sequence is twice 0w")
 
 
 @dataclass(frozen=True)
@@ -113,13 +150,13 @@ class EvaluationSettings:
     the model's). `samples`: texts generated at each evaluation, from prompts of `prompt_tokens` held-out tokens.
     """
 
-    examples: int | None = None
-    num_hashes: int | None = None
-    samples: int = 0
-    prompt_tokens: int = 64
-    sample_tokens: int = 128
-    temperature: float = 0.8
-    top_p: float = 1.0
+    examples: Positive | None = None
+    num_hashes: Positive | None = None
+    samples: Annotated[int, Ge(0)] = 0
+    prompt_tokens: Positive = 64
+    sample_tokens: Positive = 128
+    temperature: Annotated[float, Ge(0)] = 0.8
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
 
 
 FORMATS = {
@@ -144,13 +181,15 @@ class ExtraTraining:
     """Keys of `training` beside those of `TrainingArguments`.
 
     `schedule_steps`: the length of the learning-rate schedule where it is not the run's. `muon_share`: with `optim: muon`, the
-    learning rate of what is no matrix of a layer, relative to the matrices'. `reversible_from`: shorter inputs keep their
-    activations, which is faster, whatever `model.reversible` says.
+    learning rate of what is no matrix of a layer, relative to the matrices' (null: 0.15). `reversible_from`: shorter inputs keep
+    their activations, which is faster, whatever `model.reversible` says. `early_stopping_patience`: the run ends after so many
+    evaluations without a better `metric_for_best_model` (the loss), and the best model is kept.
     """
 
-    schedule_steps: int | None = None
-    muon_share: float = 0.15
-    reversible_from: int | None = None
+    schedule_steps: Positive | None = None
+    muon_share: Annotated[float, Ge(0)] | None = None
+    reversible_from: Annotated[int, Ge(0)] | None = None
+    early_stopping_patience: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -165,4 +204,5 @@ class Recipe:
     training: dict
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     extra: ExtraTraining = field(default_factory=ExtraTraining)
+    peft: dict = field(default_factory=dict)  # of peft.LoraConfig
     plain: dict = field(default_factory=dict)  # the same as plain values, as it is written to recipe.yaml

@@ -33,15 +33,29 @@ def build_tokenizer(data, text: Iterable[bytes], needs_mask: bool = False):
     return tokenizer
 
 
-def load_tokenizer(name: str, context: int):
-    """A saved tokenizer."""
+def load_tokenizer(name: str, context: int, revision: str | None = None, vocab_size: int | None = None):
+    """A saved tokenizer.
+
+    Args:
+        vocab_size: of the model that it belongs to; one that brings no tokenizer and has a vocabulary of bytes (as
+            `google/reformer-enwik8`) then takes those.
+
+    Raises:
+        ValueError: where there is none that can be used.
+    """
     try:
-        return AutoTokenizer.from_pretrained(name, model_max_length=context)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"data.tokenizer is {name!r}, which cannot be loaded ({error}); allowed are byte, {', '.join(TRAINED)}, and the "
-            "folder or name of a saved tokenizer"
-        ) from None
+        tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=context, revision=revision)
+        if vocab_size is None or (len(tokenizer) <= vocab_size and tokenizer("a").input_ids):
+            return tokenizer
+        reason = f"it has {len(tokenizer)} tokens, the model {vocab_size}"
+    except Exception as error:  # what a missing tokenizer raises differs from version to version
+        reason = error
+    if vocab_size == NUM_SPECIAL_TOKENS + NUM_BYTES:
+        return ReformerByteTokenizer(model_max_length=context)
+    raise ValueError(
+        f"data.tokenizer is {name!r}, which cannot be loaded ({reason}); allowed are byte, {', '.join(TRAINED)}, and the "
+        "folder or name of a saved tokenizer"
+    )
 
 
 def train_tokenizer(data, text: Iterable[bytes]) -> PreTrainedTokenizerFast:

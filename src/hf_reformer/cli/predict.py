@@ -1,0 +1,136 @@
+"""`hf-reformer predict`: what a model with a head says of texts: a class, tags, an answer, the words behind masks.
+
+Texts come from the command line or from files: each line of a text file is one, each line of a .jsonl file a row, whose column
+`text` is meant (`question` and `context` for questions). The output has a line of JSON for each.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .options import add_device, add_revision
+
+# class of the model: the Auto class, and the pipeline of transformers (which has none for questions any more)
+PIPELINES = {
+    "ReformerForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ReformerForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "ReformerForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "ReformerForQuestionAnswering": ("AutoModelForQuestionAnswering", None),
+}
+
+
+def register(subparsers) -> None:
+    """Add the command to the parser of `hf-reformer`."""
+    parser = subparsers.add_parser(
+        "predict", help="what a model with a head says of texts", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="folder of a run or checkpoint, or a model's name on the Hub")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts, beside those of --data")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", default=[], help="text files or .jsonl files; - for standard input"
+    )
+    parser.add_argument("--question", help="of every text, where the model answers questions")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="texts at a time (default %(default)s)")
+    add_device(parser)
+    add_revision(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command; one line of JSON for each text, in order."""
+    from transformers.utils import logging
+
+    from ..training.machine import pick_device
+    from ..training.vocabulary import load_tokenizer
+    from .loading import load_config, load_model, model_folder
+
+    rows = list(rows_of(arguments))
+    if not rows:
+        raise ValueError("there is no text: give some, or --data FILE")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size is {arguments.batch_size}, but must be at least 1")
+    logging.disable_progress_bar()
+    device, revision = pick_device(arguments.device or "auto"), arguments.revision
+    name = model_folder(arguments.model, revision)
+    config = load_config(name, revision)
+    kind = (config.architectures or ["model without a head"])[0]
+    if kind not in PIPELINES:
+        raise ValueError(f"model {name} is a {kind}; allowed are {', '.join(PIPELINES)} (generate continues text)")
+    auto_class, task = PIPELINES[kind]
+    check_rows(rows, ("question", "text") if task is None else ("text",))
+    tokenizer = load_tokenizer(name, config.maximum_length, revision, config.vocab_size)
+    model = load_model(auto_class, name, config, device, revision)
+    answers = (
+        answers_to(model, tokenizer, rows) if task is None else answers_of(model, tokenizer, task, rows, arguments)
+    )
+    for answer in answers:
+        print(json.dumps(answer, default=float), flush=True)
+    return 0
+
+
+def rows_of(arguments) -> Iterator[dict]:
+    """{text, question} of the command line, then of each line of the files."""
+    shared = {} if arguments.question is None else {"question": arguments.question}
+    yield from ({**shared, "text": text} for text in arguments.texts)
+    for name in arguments.data:
+        text = Path("/dev/stdin" if name == "-" else name).read_text(encoding="utf-8")
+        for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+            row = {"text": line}
+            if name.endswith((".jsonl", ".json")):
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"--data {name}: row {number} is no JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"--data {name}: row {number} is {line[:60]}, but must be a mapping")
+            yield {**shared, **row, "text": row.get("text", row.get("context"))}
+
+
+def check_rows(rows: list[dict], columns: tuple[str, ...]) -> None:
+    """Raises `ValueError` for a row without text in one of the columns."""
+    for number, row in enumerate(rows, 1):
+        for column in columns:
+            if not isinstance(row.get(column), str) or not row[column]:
+                hint = "; --question gives one to all" if column == "question" else ""
+                raise ValueError(f"row {number} has the {column} {row.get(column)!r}, but must have a text there{hint}")
+
+
+def answers_of(model, tokenizer, task: str, rows: list[dict], arguments) -> Iterator:
+    """What the pipeline says of each text."""
+    from transformers import pipeline
+
+    batch = {} if tokenizer.pad_token_id is None else {"batch_size": arguments.batch_size}
+    said = pipeline(task, model=model, tokenizer=tokenizer, device=model.device, **batch)
+    texts = [row["text"] for row in rows]
+    if len(texts) == 1:  # for which some pipelines give a list, and others its entry
+        return iter(said(texts * 2)[:1])
+    return iter(said(texts))
+
+
+def answers_to(model, tokenizer, rows: list[dict]) -> Iterator[dict]:
+    """The likeliest answer of each text to its question, as `hf-reformer train question-answering` puts the two together."""
+    import torch
+
+    for row in rows:
+        question = tokenizer(row["question"], add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        context = tokenizer(row["text"], add_special_tokens=False, return_offsets_mapping=True)
+        room = model.config.maximum_length - len(question)
+        if len(context.input_ids) > room:
+            raise ValueError(
+                f"question and text have {len(question) + len(context.input_ids):,} tokens, but the model has "
+                f"{model.config.maximum_length:,} positions: {row['text'][:40]!r}..."
+            )
+        with torch.no_grad():
+            output = model(torch.tensor([question + context.input_ids], device=model.device))
+        starts, ends = (logits[0, len(question) :].double() for logits in (output.start_logits, output.end_logits))
+        before = starts.cummax(0)  # the best start of an answer that ends here
+        end = int((before.values + ends).argmax())
+        start = int(before.indices[end])
+        score = float(starts.softmax(0)[start] * ends.softmax(0)[end])
+        begin, finish = (
+            context.offset_mapping[start][0],
+            max(offset[1] for offset in context.offset_mapping[start : end + 1]),
+        )
+        yield {"answer": row["text"][begin:finish], "score": score, "start": begin, "end": finish}
