@@ -12,8 +12,8 @@ from runs import results_of, signal_at, text_recipe, train, weights, write_recip
 from transformers import TrainerCallback
 
 from hf_reformer import ReformerByteTokenizer, cli
-from hf_reformer.training import machine, report, sealing, trainer
-from hf_reformer.training.build import build_model, config_for, plan_of, training_arguments
+from hf_reformer.training import machine, minutes, report, sealing, trainer
+from hf_reformer.training.build import build_model, build_trainer, config_for, plan_of, training_arguments
 from hf_reformer.training.checkpoints import latest_whole_checkpoint
 from hf_reformer.training.evaluate import evaluate_model
 from hf_reformer.training.folder import LOCK_FILE
@@ -76,9 +76,9 @@ def test_seconds_are_counted_over_all_sessions(recipe, tmp_path, monkeypatch):
     for step in (1, 2):
         with monkeypatch.context() as patch:
             signal_at(patch, step)
-            assert train(recipe, tmp_path, *options, more=["--resume"] if step > 1 else []) == 143
-    assert train(recipe, tmp_path, *options, more=["--resume"]) == 0
-    assert results_of(tmp_path)["training_seconds"] == 600
+            assert train(recipe, tmp_path / "run", *options, more=["--resume"] if step > 1 else []) == 143
+    assert train(recipe, tmp_path / "run", *options, more=["--resume"]) == 0
+    assert results_of(tmp_path / "run")["training_seconds"] == 600
 
 
 @pytest.fixture
@@ -533,12 +533,26 @@ def test_a_run_of_minutes_scales_all_that_is_counted_in_steps():
     assert recipe.plain["training"]["max_steps"] == 150
 
 
-def test_a_run_of_minutes_takes_about_so_long(recipe, tmp_path, capsys):
+def test_a_run_of_minutes_has_the_steps_that_fit_beside_two_evaluations(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(minutes, "timed", lambda trainer, rows: 0.5 * len(rows) * len(rows[0]["input_ids"]) / 20)
+    monkeypatch.setattr(minutes, "seconds_of_evaluation", lambda trainer: 1.0)
     assert train_recipe(str(recipe), tmp_path / "run", ["training.max_steps=100000"], minutes=0.1) == 0
-    results = results_of(tmp_path / "run")
-    assert 1 <= results["steps"] < 100000
-    assert 1 < results["training_seconds"] < 40
-    assert "steps fit into 0.1 minutes" in capsys.readouterr().out
+    assert results_of(tmp_path / "run")["steps"] == 8
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")).training["max_steps"] == 8
+    assert "8 steps fit into 0.1 minutes" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="not even one step fits"):
+        train_recipe(str(recipe), tmp_path / "short", minutes=0.03)
+
+
+def test_steps_are_timed_on_the_lengths_that_the_run_will_have(tmp_path, monkeypatch):
+    recipe = load_recipe("quickstart", smoke=True)  # 80 % of 60 steps of 128 bytes, the rest of 256
+    arguments = training_arguments(recipe, tmp_path, quiet=True)
+    task = build_task(recipe, plan_of(recipe, arguments))
+    trial = build_trainer(recipe, arguments, task, build_model(recipe, config_for(recipe, task), seed=0))
+    seconds = []
+    real = minutes.timed
+    monkeypatch.setattr(minutes, "timed", lambda *args: seconds.append(real(*args)) or seconds[-1])
+    assert minutes.seconds_of_step(trial) == pytest.approx(0.8 * seconds[0] + 0.2 * seconds[1])
 
 
 def test_the_bar_knows_that_steps_grow():

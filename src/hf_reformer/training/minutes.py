@@ -71,8 +71,8 @@ def seconds_of_step(trainer) -> float:
 def timed(trainer, rows: list[dict]) -> float:
     """Seconds of one optimizer step on these rows, the median of a few after a first one."""
     batch, model = trainer.data_collator(rows), trainer.model
-    optimizer = trainer.create_optimizer()
-    taken = []
+    optimizer, taken = trainer.create_optimizer(), []
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     for _ in range(1 + TIMED):
         began = time.perf_counter()
         for _ in range(trainer.args.gradient_accumulation_steps):
