@@ -2,14 +2,12 @@
 
 import importlib.util
 import math
-from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, TrainingArguments
 
 from ..model.configuration_reformer import ReformerConfig
-from .examples import collate
 from .initialisation import INITIALISATIONS
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
@@ -170,13 +168,14 @@ def build_trainer(recipe: Recipe, arguments, task: Task, model, callbacks=()) ->
     Raises:
         ValueError: for a tracker that is not installed, and for arguments that contradict each other.
     """
+    arguments.label_names = task.label_names
     try:
         return RecipeTrainer(
             model=model,
             args=arguments,
             train_dataset=task.training,
             eval_dataset=task.evaluation,
-            data_collator=partial(collate, pad=task.pad),
+            data_collator=task.collate,
             processing_class=task.tokenizer,
             compute_metrics=metrics_of(task.summary),
             preprocess_logits_for_metrics=statistics_for(task),

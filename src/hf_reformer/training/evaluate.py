@@ -52,7 +52,7 @@ def evaluation_of(chosen: Recipe, config):
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(chosen, Path(folder))
         tokenizer = load_tokenizer(chosen.model["pretrained"], config) if hasattr(chosen.data, "tokenizer") else None
-        task = build_task(chosen, Plan(steps=1, per_step=1, seed=arguments.seed), tokenizer)
+        task = build_task(chosen, Plan(steps=0, per_step=1, seed=arguments.seed), tokenizer)
         check_labels(config, task.model_fields)
         model = build_model(chosen, config_for(chosen, task), arguments.seed)
         return task, build_trainer(chosen, arguments, task, model)
@@ -71,7 +71,7 @@ def recipe_of_files(config, files, changes) -> Recipe:
     """A recipe that measures a language model on files, in windows of its whole length."""
     names = [str(path) for path in files]
     fixed = ["data.windows=packed", "data.window_plan=null", f"data.context={config.maximum_length}"]
-    fixed += [f"data.files={names!r}", f"data.evaluation_files={names!r}"]
+    fixed += ["data.files=null", f"data.evaluation_files={names!r}"]
     recipe = load_recipe(TEXT_RECIPE, [*fixed, *others(changes)])
     kinds = {MODELS[task].__name__: task for task in ("causal-lm", "masked-lm")}
     kind = (config.architectures or ["ReformerModelWithLMHead"])[0]
