@@ -112,6 +112,7 @@ def joined(
             sizes.append(np.zeros(1, np.int32))
         counts[f"bytes_of_{which}_text_that_are_no_UTF-8"] += found.undecodable
         counts[f"unknown_tokens_in_{which}_text"] += found.unknown
+        counts[f"special_tokens_spelled_in_{which}_text"] += found.special
         found_tokens += len(found.ids)
         if enough is not None and found_tokens >= enough:
             break

@@ -91,12 +91,13 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def opened(files: list[Path]) -> Iterator:
-    """Images of PIL, the right way up."""
-    from transformers.image_utils import load_image
+    """Images of PIL, the right way up, in the mode that they have (`transformers`' own loader drops transparency)."""
+    from PIL import Image, ImageOps
 
     for file in files:
         try:
-            yield load_image(str(file))
+            with Image.open(file) as image:
+                yield ImageOps.exif_transpose(image)
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a file that is cut off or is none
             raise ValueError(f"data.files: {str(file)!r} cannot be read as an image: {error}") from None
 

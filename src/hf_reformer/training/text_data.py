@@ -120,9 +120,9 @@ def split_documents(documents: Sequence[np.ndarray], *, seed: int, least: int = 
     """Hold out about `least` bytes or the `share` of all bytes, whichever is more, but never more than a quarter.
 
     Each document has a place between 0 and 1, a hash of its content and the seed, and is held out where that lies below the
-    share wanted. So equal documents fall on one side, names and folders do not matter, and documents that are added move none
-    from training to held-out text. Where that gives less than half of what is wanted, the documents next in place follow; where
-    no document fits into a quarter of the text, the end of the largest one is held out.
+    share. So equal documents fall on one side, names and folders do not matter, and documents that are added move none from
+    training to held-out text. Where that gives nothing, or less than `least`, the documents next in place follow; where no
+    document fits into a quarter of the text, the end of the largest one is held out. (There alone, documents added may move some.)
 
     Raises:
         ValueError: when there is too little text.
@@ -131,21 +131,21 @@ def split_documents(documents: Sequence[np.ndarray], *, seed: int, least: int = 
     total = sum(map(len, documents))
     if total < LEAST:
         raise ValueError(f"data has {total} bytes in {len(documents)} file(s); allowed are at least {LEAST} bytes")
-    wanted = min(max(least, int(share * total), 2), total // 4)
     groups = {}
     for document in documents:
         groups.setdefault(digest_of(document, seed), []).append(document)
+    share = min(max(share, least / total), 0.25)
     training, held_out, size = [], [], 0
     for digest in sorted(groups):
         group = groups[digest]
         length = len(group) * len(group[0])
-        chosen = int.from_bytes(digest, "big") < wanted / total * 256 ** len(digest) or size < wanted / 2
+        chosen = int.from_bytes(digest, "big") < share * 256 ** len(digest) or size < max(least, 1)
         if chosen and size + length <= total // 4:
             held_out += group
             size += length
         else:
             training += group
-    return TextSplit(training, held_out) if held_out else _cut_the_largest(training, wanted)
+    return TextSplit(training, held_out) if held_out else _cut_the_largest(training, max(2, int(share * total)))
 
 
 def _cut_the_largest(documents: list[np.ndarray], wanted: int) -> TextSplit:

@@ -101,12 +101,13 @@ def _raw_pieces(document) -> Iterable[str]:
 
 class Encoded(NamedTuple):
     """A document in tokens: ids (tokens,); the bytes that each stands for (tokens,), whose sum is the document's length; how
-    many bytes are no UTF-8, and how many tokens are unknown."""
+    many bytes are no UTF-8, how many tokens are unknown, and how many are special ones that the vocabulary finds in the text."""
 
     ids: np.ndarray
     sizes: np.ndarray
     undecodable: int
     unknown: int
+    special: int
 
 
 def encoded(tokenizer, document) -> Encoded:
@@ -115,7 +116,7 @@ def encoded(tokenizer, document) -> Encoded:
     Of a byte tokenizer the ids are the document itself, uint8: `Stream` makes ids of them.
     """
     if isinstance(tokenizer, ReformerByteTokenizer):
-        return Encoded(np.asarray(document), np.broadcast_to(np.uint8(1), len(document)), 0, 0)
+        return Encoded(np.asarray(document), np.broadcast_to(np.uint8(1), len(document)), 0, 0, 0)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
     ids, sizes, undecodable = [np.zeros(0, dtype)], [np.zeros(0, np.int32)], 0
     for piece in _raw_pieces(document):
@@ -127,8 +128,9 @@ def encoded(tokenizer, document) -> Encoded:
         sizes.append(bytes_between(piece, found.offset_mapping))
         undecodable += bad
     ids = np.concatenate(ids)
-    unknown = 0 if tokenizer.unk_token_id is None else int((ids == tokenizer.unk_token_id).sum())
-    return Encoded(ids, np.concatenate(sizes), undecodable, unknown)
+    unknown = int((ids == tokenizer.unk_token_id).sum())
+    special = int(np.isin(ids, tokenizer.all_special_ids).sum()) - unknown
+    return Encoded(ids, np.concatenate(sizes), undecodable, unknown, special)
 
 
 def bytes_between(piece: str, offsets: list[tuple[int, int]]) -> np.ndarray:
