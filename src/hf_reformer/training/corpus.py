@@ -1,5 +1,6 @@
 """Plain text for language models: read from files, the Hub or a generator, held out in part, encoded into one stream."""
 
+import platform
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -160,7 +161,8 @@ def local_documents(data: TextData, seed: int) -> Documents:
     counts, read = Counter(), cache(contents)  # a pipe can be read once only
     named = [named_files(paths, counts) for paths in (data.files, data.evaluation_files)]
     documents, other = ([read(file) for file in files] for files in named)
-    name = "the Python standard library's sources" if data.files == STANDARD_LIBRARY else "files of the user's own"
+    library = f"the sources of Python {platform.python_version()}'s standard library"
+    name = library if data.files == STANDARD_LIBRARY else "files of the user's own"
     if data.training_range is not None:
         ranges = [in_range(documents, getattr(data, key), key) for key in ("training_range", "evaluation_range")]
         return Documents(*ranges, f"bytes {data.training_range[0]:,} to {data.training_range[1]:,} of {name}", counts)

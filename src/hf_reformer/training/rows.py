@@ -130,7 +130,8 @@ def local_rows(paths: list[str] | str, key: str):
         raise ValueError(f"data.{key} is {paths}, but must be files of one of the kinds {', '.join(BUILDERS)}")
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(f"data.{key}: {path!r} does not exist")
+            why = "is no file" if Path(path).exists() else "does not exist"  # a pipe could not be read twice
+            raise ValueError(f"data.{key}: {path!r} {why}; allowed are files with rows")
     try:
         return datasets.load_dataset(BUILDERS[kinds.pop()], data_files=paths, split="train")
     except Exception as error:  # of an empty file StopIteration, of others what datasets, pyarrow and the system raise
