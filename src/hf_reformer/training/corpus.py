@@ -105,7 +105,7 @@ def joined(
     """
     parts, sizes, found_tokens = [], [np.zeros(0, np.int32)], 0
     for document in documents if separator is not None else glued(documents):
-        found = encoded(tokenizer, document)
+        found = encoded(tokenizer, document, with_sizes=which == "held_out")
         parts.append(found.ids)
         sizes.append(found.sizes)
         if separator is not None:

@@ -207,7 +207,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
             return np.zeros(0, np.int64)
         separate = self.data.separate_documents
         text += b"" if separate or text.endswith(b"\n") else b"\n"
-        ids = Stream([encoded(self.tokenizer, np.frombuffer(text, np.uint8)).ids])[:]
+        ids = Stream([encoded(self.tokenizer, np.frombuffer(text, np.uint8), with_sizes=False).ids])[:]
         return np.append(ids, self.tokenizer.eos_token_id) if separate else ids
 
     def state_dict(self) -> dict:

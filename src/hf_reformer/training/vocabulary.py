@@ -100,32 +100,29 @@ def _raw_pieces(document) -> Iterable[str]:
 
 
 class Encoded(NamedTuple):
-    """A document in tokens: ids (tokens,); the bytes that each stands for (tokens,), whose sum is the document's length; how
-    many bytes are no UTF-8, how many tokens are unknown, and how many are special ones that the vocabulary finds in the text."""
+    """A document in tokens."""
 
-    ids: np.ndarray
-    sizes: np.ndarray
-    undecodable: int
-    unknown: int
-    special: int
+    ids: np.ndarray  # (tokens,); of a byte tokenizer the document itself, uint8, of which `Stream` makes ids
+    sizes: (
+        np.ndarray
+    )  # (tokens,) bytes that each token stands for; their sum is the document's length. Empty where not asked for
+    undecodable: int  # bytes that are no UTF-8
+    unknown: int  # tokens
+    special: int  # tokens that the vocabulary itself finds in the text
 
 
-def encoded(tokenizer, document) -> Encoded:
-    """Special tokens that the text spells are its characters, as all others; none is added.
-
-    Of a byte tokenizer the ids are the document itself, uint8: `Stream` makes ids of them.
-    """
+def encoded(tokenizer, document, with_sizes: bool = True) -> Encoded:
+    """Special tokens that the text spells are its characters, as all others; none is added."""
     if isinstance(tokenizer, ReformerByteTokenizer):
         return Encoded(np.asarray(document), np.broadcast_to(np.uint8(1), len(document)), 0, 0, 0)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
     ids, sizes, undecodable = [np.zeros(0, dtype)], [np.zeros(0, np.int32)], 0
+    how = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     for piece in _raw_pieces(document):
         clean, bad = BAD_BYTE.subn("\N{REPLACEMENT CHARACTER}", piece)
-        found = tokenizer(
-            clean, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-        )  # fmt: skip
+        found = tokenizer(clean, return_offsets_mapping=with_sizes, **how)
         ids.append(np.array(found.input_ids, dtype=dtype))
-        sizes.append(bytes_between(piece, found.offset_mapping))
+        sizes += [bytes_between(piece, found.offset_mapping)] if with_sizes else []
         undecodable += bad
     ids = np.concatenate(ids)
     unknown = int((ids == tokenizer.unk_token_id).sum())
@@ -140,7 +137,10 @@ def bytes_between(piece: str, offsets: list[tuple[int, int]]) -> np.ndarray:
     """
     if not offsets:
         return np.zeros(0, np.int32)
-    before = np.cumsum([0, *(len(char.encode("utf-8", "surrogateescape")) for char in piece)])
-    ends = np.maximum.accumulate([end for _, end in offsets])
+    points = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), np.uint32)
+    widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    widths[(points >= 0xDC80) & (points <= 0xDCFF)] = 1  # a byte that is no UTF-8
+    before = np.concatenate([[0], np.cumsum(widths)])
+    ends = np.maximum.accumulate(np.array(offsets)[:, 1])
     ends[-1] = len(piece)
     return np.diff(before[ends], prepend=0).astype(np.int32)
