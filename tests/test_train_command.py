@@ -96,6 +96,17 @@ def test_evaluate_gives_the_figures_of_the_last_evaluation(name, runs, capsys):
     assert {metric: measured[metric] for metric in after} == after
 
 
+def test_figures_of_answers_do_not_depend_on_the_size_of_the_batch(runs, capsys):
+    model = runs("question-answering") / "model"
+    one, many = (
+        evaluate(capsys, model, "--set", f"training.per_device_eval_batch_size={size}") for size in (1, 32)
+    )  # fmt: skip
+    assert {"exact_match", "span_f1", "squad_exact_match", "squad_f1"} <= one.keys()
+    assert one == {
+        name: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value for name, value in many.items()
+    }
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_model_folder_loads_with_its_tokenizer_and_card(name, runs):
     output = runs(name)

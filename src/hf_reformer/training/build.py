@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, EarlyStoppingCallback, TrainingArguments
 
 from ..model.configuration_reformer import ReformerConfig
-from .examples import collate
 from .initialisation import INITIALISATIONS
 from .machine import pick_device
 from .metrics import metrics_of
@@ -264,6 +262,7 @@ def build_trainer(
     if extra.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(extra.early_stopping_patience))
     muon_share = 0.15 if extra.muon_share is None else extra.muon_share
+    arguments.label_names = task.label_names
     try:
         return RecipeTrainer(
             model=model,
@@ -271,7 +270,7 @@ def build_trainer(
             args=arguments,
             train_dataset=task.training,
             eval_dataset=task.evaluation,
-            data_collator=partial(collate, pad=task.pad),
+            data_collator=task.collate,
             processing_class=task.tokenizer,
             compute_metrics=partial(all_metrics, metrics_of(task.summary), compute_metrics),
             preprocess_logits_for_metrics=partial(statistics_of, task, compute_metrics is not None),

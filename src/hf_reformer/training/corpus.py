@@ -1,144 +1,215 @@
 """Plain text for language models: read from files, the Hub or a generator, held out in part, encoded into one stream."""
 
-import hashlib
+import platform
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from ..model.tokenization_reformer import NUM_SPECIAL_TOKENS
 from .generated import generated_text
 from .settings import TextData
-from .text_data import find_files, split_by_file, standard_library_files
-from .vocabulary import build_tokenizer, bytes_of_tokens, encoded
+from .sources import as_list, fingerprint_of, load_rows, source_of
+from .text_data import contents, digest_of, find_files, glued, split_documents, standard_library_files
+from .vocabulary import build_tokenizer, encoded
 
 STANDARD_LIBRARY = "standard-library"
+ON_ITSELF = "measured on the text that it was trained on"
+
+
+class Stream:
+    """Token ids of several documents as one sequence; a slice of it is int64.
+
+    Args:
+        parts: integer arrays. Those of uint8 are bytes, perhaps still on disk, and become ids when they are read.
+    """
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts = [part for part in parts if len(part)]
+        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+
+    def __len__(self):
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        start, stop, _ = where.indices(len(self))
+        found = [np.zeros(0, np.int64)]
+        place = int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            part, end = self.parts[place], int(self.ends[place])
+            first = start - (end - len(part))
+            ids = part[first : first + stop - start].astype(np.int64)
+            found.append(ids + NUM_SPECIAL_TOKENS if part.dtype == np.uint8 else ids)
+            start, place = end, place + 1
+        return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Training and held-out documents, uint8 arrays, what they are, and what was passed over."""
+
+    training: list[np.ndarray]
+    held_out: list[np.ndarray]
+    description: str
+    counts: Counter
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Encoded training and held-out text, each one stream of token ids."""
 
-    training: np.ndarray
-    held_out: np.ndarray
+    training: Stream
+    held_out: Stream
+    held_out_sizes: np.ndarray  # (tokens,) bytes of text that each held-out token stands for
     tokenizer: object
     description: str  # one line for cards
-
-    def fingerprint(self) -> str:
-        """Changes with any token of either stream."""
-        digest = hashlib.sha256(self.training.tobytes())
-        digest.update(b"|" + self.held_out.tobytes())
-        return digest.hexdigest()[:16]
-
-    def token_bytes(self, vocab_size: int) -> np.ndarray:
-        return bytes_of_tokens(self.tokenizer, vocab_size)
+    held_out_fingerprint: str  # changes with any byte of the held-out text
+    fingerprint: str  # changes with any token of either stream
+    counts: dict
 
 
-def read_corpus(data: TextData, seed: int, needs_mask: bool = False, tokenizer=None) -> Corpus:
+def read_corpus(data: TextData, seed: int, needs_mask=False, tokenizer=None, trained=True) -> Corpus:
     """The corpus of the settings; `tokenizer` takes the place of the one they name.
+
+    Args:
+        trained: False where only the held-out text is needed.
 
     Raises:
         ValueError: where no data is named, or it cannot be read, or is too little.
     """
-    training, held_out, description = read_documents(data, seed)
+    documents = read_documents(data, seed, trained)
     if tokenizer is None:
-        tokenizer = build_tokenizer(data, training, needs_mask)
+        tokenizer = build_tokenizer(data, documents.training, needs_mask)
     separator = tokenizer.eos_token_id if data.separate_documents else None
-    streams = [joined(tokenizer, documents, separator) for documents in (training, held_out)]
-    for name, stream in zip(("train on", "evaluate on"), streams, strict=True):
-        if len(stream) < 2:
-            raise ValueError(f"data has {len(stream)} tokens to {name}, but must have at least 2")
-    return Corpus(*streams, tokenizer, description)
+    if data.separate_documents and separator is None:
+        raise ValueError("data.separate_documents is true, but data.tokenizer has no end token to separate with")
+    counts = Counter(documents.counts)
+    training, _ = joined(tokenizer, documents.training, separator, counts, "training")
+    held_out, sizes = joined(tokenizer, documents.held_out, separator, counts, "held_out")
+    for name, stream in (("train on", training), ("evaluate on", held_out)):
+        if len(stream) < 2 and (trained or name == "evaluate on"):
+            raise ValueError(f"data has {len(stream)} token(s) to {name}, but must have at least 2")
+    return Corpus(
+        training, held_out, np.concatenate(sizes), tokenizer, documents.description, fingerprint_of(documents.held_out),
+        fingerprint_of([np.ascontiguousarray(part) for part in training.parts + held_out.parts]), dict(counts),
+    )  # fmt: skip
 
 
-def joined(tokenizer, documents: list[bytes], separator: int | None) -> np.ndarray:
-    """The documents as one stream of token ids, each followed by the separator, if there is one."""
-    parts = []
-    for document in documents:
-        ids = encoded(tokenizer, document)
-        parts += [ids] if separator is None else [ids, np.array([separator], dtype=ids.dtype)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint16)
+def joined(
+    tokenizer, documents, separator: int | None, counts: Counter, which: str, enough=None
+) -> tuple[Stream, list]:
+    """The documents as one stream, each followed by the separator, or else with a line end between two; and bytes by token.
+
+    No further document is read once there are `enough` tokens.
+    """
+    parts, sizes, found_tokens = [], [np.zeros(0, np.int32)], 0
+    for document in documents if separator is not None else glued(documents):
+        found = encoded(tokenizer, document, with_sizes=which == "held_out")
+        parts.append(found.ids)
+        sizes.append(found.sizes)
+        if separator is not None:
+            parts.append(np.array([separator], np.int32))
+            sizes.append(np.zeros(1, np.int32))
+        counts[f"bytes_of_{which}_text_that_are_no_UTF-8"] += found.undecodable
+        counts[f"unknown_tokens_in_{which}_text"] += found.unknown
+        counts[f"special_tokens_spelled_in_{which}_text"] += found.special
+        found_tokens += len(found.ids)
+        if enough is not None and found_tokens >= enough:
+            break
+    counts += Counter()  # without those that are 0
+    return Stream(parts), sizes
 
 
-def read_documents(data: TextData, seed: int) -> tuple[list[bytes], list[bytes], str]:
-    """Training documents, held-out documents, and a line that says what they are."""
-    if data.generated is not None:
-        held_out = max(data.generated // 4, 2 * data.context)
-        return (
-            [generated_text(data.generated, seed)],
-            [generated_text(held_out, seed + 1)],
-            f"{data.generated:,} generated bytes of made-up sentences",
+def read_documents(data: TextData, seed: int, trained: bool = True) -> Documents:
+    """Documents of the one source that the settings name."""
+    source = source_of(data, trained)
+    check_ranges(data, source)
+    if source == "generated":
+        sizes = data.generated, max(data.generated // 4, 2 * data.context)
+        texts = [np.frombuffer(generated_text(size, seed + i), np.uint8) for i, size in enumerate(sizes)]
+        return Documents(texts[:1], texts[1:], f"{data.generated:,} generated bytes of made-up sentences", Counter())
+    documents = hub_documents(data) if source == "dataset" else local_documents(data, seed)
+    if documents.held_out is documents.training:
+        return documents
+    known = {digest_of(document) for document in documents.training}
+    copies = sum(digest_of(document) in known for document in documents.held_out if len(document))
+    if copies:
+        documents.counts["held-out_documents_that_are_training_documents_too"] = copies
+    return documents
+
+
+def check_ranges(data: TextData, source: str) -> None:
+    """Raises `ValueError` for ranges of bytes that overlap or lack their like, and for those that would have no effect."""
+    ranges = {name: getattr(data, name) for name in ("training_range", "evaluation_range")}
+    for name, value in ranges.items():
+        if value is not None and (source != "files" or data.evaluation_files is not None):
+            raise ValueError(f"data.{name} is {value}, but must be null where the data is not data.files alone")
+    training, held_out = ranges.values()
+    if (training is None) != (held_out is None):
+        missing = "training_range" if training is None else "evaluation_range"
+        raise ValueError(f"data.{missing} is missing: give both ranges of bytes, to train on and to evaluate on")
+    if training is not None and max(training[0], held_out[0]) < min(training[1], held_out[1]):
+        raise ValueError(
+            f"data.evaluation_range is {held_out}, but must not overlap data.training_range, {training}: the model would be "
+            "measured on the text that it was trained on"
         )
-    if data.dataset is not None:
-        return hub_documents(data)
-    if data.files is None:
-        raise missing_data(data)
-    return local_documents(data, seed)
 
 
-def local_documents(data: TextData, seed: int) -> tuple[list[bytes], list[bytes], str]:
+def local_documents(data: TextData, seed: int) -> Documents:
     """Documents of files and folders, byte for byte."""
-    files, name = named_files(data.files)
+    counts, read = Counter(), cache(contents)  # a pipe can be read once only
+    named = [named_files(paths, counts) for paths in (data.files, data.evaluation_files)]
+    documents, other = ([read(file) for file in files] for files in named)
+    library = f"the sources of Python {platform.python_version()}'s standard library"
+    name = library if data.files == STANDARD_LIBRARY else "files of the user's own"
     if data.training_range is not None:
-        text = b"".join(file.read_bytes() for file in files)
-        held_out = b"" if data.evaluation_range is None else in_range(text, data.evaluation_range, "evaluation_range")
-        training = in_range(text, data.training_range, "training_range")
-        return (
-            [training],
-            [held_out or training],
-            f"bytes {data.training_range[0]:,} to {data.training_range[1]:,} of {name}",
-        )
+        ranges = [in_range(documents, getattr(data, key), key) for key in ("training_range", "evaluation_range")]
+        return Documents(*ranges, f"bytes {data.training_range[0]:,} to {data.training_range[1]:,} of {name}", counts)
     if data.evaluation_files is not None:
-        other, _ = named_files(data.evaluation_files)
-        return [file.read_bytes() for file in files], [file.read_bytes() for file in other], name
+        same = set(named[0]) == set(named[1])
+        return Documents(documents, documents if same else other, f"{name}, {ON_ITSELF}" if same else name, counts)
     if data.windows == "whole":
-        text = [file.read_bytes() for file in files]
-        return text, text, f"{name}, measured on the text that it was trained on"
-    text = split_by_file(files, seed=seed, held_out_bytes=0, held_out_share=data.held_out)
-    return [text.training], [text.held_out], f"{name} ({text.training_files} files; {text.held_out_files} held out)"
+        return Documents(documents, documents, f"{name}, {ON_ITSELF}", counts)
+    split = split_documents(documents, seed=seed, share=data.held_out)
+    parts = split.training_documents, split.held_out_documents
+    return Documents(*parts, f"{name} ({len(parts[0])} files; {len(parts[1])} held out)", counts)
 
 
-def named_files(paths: list[str] | str):
-    """The files that `data.files` names, and a name for them."""
-    if paths == STANDARD_LIBRARY:
-        return standard_library_files(), "the Python standard library's sources"
-    paths = [paths] if isinstance(paths, str) else paths
-    return find_files(paths), "files of the user's own"
+def named_files(paths: list[str] | str | None, counts: Counter) -> list:
+    """The files that `data.files` or `data.evaluation_files` names."""
+    if paths is None:
+        return []
+    return standard_library_files() if paths == STANDARD_LIBRARY else find_files(as_list(paths), counts)
 
 
-def in_range(text: bytes, ends: list[int], name: str) -> bytes:
-    if ends[1] > len(text):
-        raise ValueError(f"data.{name} is {ends}, but must end within the {len(text):,} bytes of data.files")
-    return text[ends[0] : ends[1]]
+def in_range(documents: list[np.ndarray], ends: list[int], name: str) -> list[np.ndarray]:
+    """What lies between two offsets into the documents one after another."""
+    total = sum(map(len, documents))
+    if ends[1] > total:
+        raise ValueError(f"data.{name} is {ends}, but must end within the {total:,} bytes of data.files")
+    found, before = [], 0
+    for document in documents:
+        found.append(document[max(0, ends[0] - before) : max(0, ends[1] - before)])
+        before += len(document)
+    return [document for document in found if len(document)]
 
 
-def hub_documents(data: TextData) -> tuple[list[bytes], list[bytes], str]:
+def hub_documents(data: TextData) -> Documents:
     """Documents of a dataset on the Hub."""
     parts = []
-    for split in (data.training_split, data.evaluation_split):
+    for split in dict.fromkeys((data.training_split, data.evaluation_split)):
         rows = load_rows(data, split)
-        if data.text_column not in rows.column_names:
-            raise ValueError(
-                f"data.text_column is {data.text_column!r}, but must be one of {', '.join(rows.column_names)}, the columns of "
-                f"{data.dataset}"
-            )
-        parts.append([text.encode("utf-8", "replace") for text in rows[data.text_column] if text])
-    return *parts, data.dataset
+        check_text_column(data, rows.column_names)
+        texts = (text for text in rows[data.text_column] if text)
+        parts.append([np.frombuffer(text.encode("utf-8", "replace"), np.uint8) for text in texts])
+    if len(parts) == 1:
+        return Documents(parts[0], parts[0], f"{data.dataset}, {ON_ITSELF}", Counter())
+    return Documents(*parts, data.dataset, Counter())
 
 
-def load_rows(data, split: str, streaming: bool = False):
-    """A split of the dataset that the settings name."""
-    import datasets
-
-    try:
-        return datasets.load_dataset(data.dataset, data.subset, split=split, streaming=streaming)
-    except Exception as error:  # datasets, huggingface_hub, fsspec and httpx each raise their own
+def check_text_column(data: TextData, columns) -> None:
+    if data.text_column not in columns:
         raise ValueError(
-            f"data.dataset is {data.dataset!r} (subset {data.subset}, split {split}), which cannot be loaded: "
-            f"{type(error).__name__}: {error}; local files are given with data.files"
-        ) from error
-
-
-def missing_data(data) -> ValueError:
-    hint = f" ({' '.join(data.obtain.split())})" if data.obtain else ""
-    return ValueError(
-        f"data.files is missing: this recipe needs data{hint}; give --set data.files=PATH or data.dataset=NAME"
-    )
+            f"data.text_column is {data.text_column!r}, but must be one of {', '.join(columns)}, the columns of {data.dataset}"
+        )

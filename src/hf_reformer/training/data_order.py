@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import random
+import types
 import warnings
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+ATOMS = {int, float, bool, str, bytes, type(None)}  # lists of these alone hold no set
 
 
 class DataOrder(TrainerCallback):
@@ -89,7 +92,7 @@ class _Collator:
 
 
 class _ContentPickler(pickle.Pickler):
-    """Equal contents give equal bytes: tensors by value, not by address, and nothing by identity."""
+    """Equal contents give equal bytes: tensors by value, not by address, sets in a fixed order, and nothing by identity."""
 
     def __init__(self, file):
         super().__init__(file)
@@ -99,10 +102,26 @@ class _ContentPickler(pickle.Pickler):
         if isinstance(value, torch.Tensor):
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             return tuple, ([str(value.dtype), list(value.shape), raw],)
-        return NotImplemented
+        if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+            return NotImplemented
+        reduced = value.__reduce_ex__(4)
+        if not isinstance(reduced, tuple):
+            return reduced
+        return tuple(_ordered(part) if place in (1, 2) else part for place, part in enumerate(reduced))
+
+
+def _ordered(value):
+    """The same with a sorted list in place of each set, whose own order differs from process to process."""
+    if isinstance(value, set | frozenset):
+        return type(value).__name__, sorted(map(_digest, value))
+    if type(value) is dict:
+        return {key: _ordered(part) for key, part in value.items()}
+    if type(value) in (list, tuple) and not set(map(type, value)) <= ATOMS:
+        return type(value)(map(_ordered, value))
+    return value
 
 
 def _digest(contents):
     buffer = io.BytesIO()
-    _ContentPickler(buffer).dump(contents)
+    _ContentPickler(buffer).dump(_ordered(contents))
     return hashlib.blake2b(buffer.getbuffer(), digest_size=8).digest()

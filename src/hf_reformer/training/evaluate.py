@@ -79,7 +79,7 @@ def evaluation_of(chosen: Recipe, config, device: str, quiet: bool):
         tokenizer = None
         if hasattr(chosen.data, "tokenizer"):
             tokenizer = load_tokenizer(name, config.maximum_length, revision, config.vocab_size)
-        task = build_task(chosen, Plan(steps=1, per_step=1, seed=arguments.seed), tokenizer)
+        task = build_task(chosen, Plan(steps=0, per_step=1, seed=arguments.seed), tokenizer)
         check_labels(config, task.model_fields)
         model = build_model(chosen, config_for(chosen, task), arguments.seed, new_head=False)
         return task, build_trainer(chosen, arguments, task, model)
@@ -166,7 +166,7 @@ def recipe_of_files(config, files, changes) -> Recipe:
         windows="packed",
         window_plan=None,
         context=config.maximum_length,
-        files=names,
+        files=None,
         evaluation_files=names,
     )
     kinds = {MODELS[task].__name__: task for task in ("causal-lm", "masked-lm")}

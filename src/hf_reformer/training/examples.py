@@ -4,7 +4,7 @@
 example is a dict of tensors: `input_ids` (L,), `labels` (L,) or (), and what else the model takes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ PADDING = {"labels": IGNORED}  # what fills up the other keys is the padding tok
 
 
 class Examples(torch.utils.data.Dataset):
-    """`count` examples, each made by `make(index)` when it is asked for."""
+    """`count` examples, each made by `make(index)` when it is asked for; `make` is a method of something that pickles, since
+    processes that load data may be spawned."""
 
     def __init__(self, count: int, make: Callable[[int], dict]):
         self.count, self.make = count, make
@@ -30,27 +31,22 @@ class Examples(torch.utils.data.Dataset):
         return self.make(int(index))
 
 
-class StreamedExamples(torch.utils.data.IterableDataset):
-    """The examples of an endless stream that begins anew, the same, each time it is iterated over."""
-
-    def __init__(self, start: Callable[[], Iterator[dict]]):
-        self.start = start
-
-    def __iter__(self):
-        return self.start()
-
-
 def generator(seed: int, *purpose: int) -> np.random.Generator:
     """Random numbers that depend on these numbers alone."""
     return np.random.default_rng([seed, *purpose])
 
 
-def shuffled_index(index: int, count: int, seed: int, cache: dict) -> int:
+class Shuffled:
     """Which of `count` rows is the `index`-th to be read: every pass over them is another permutation."""
-    epoch, place = divmod(index, count)
-    if cache.get("epoch") != epoch:
-        cache.update(epoch=epoch, order=generator(seed, TRAINING, epoch).permutation(count))
-    return int(cache["order"][place])
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch, self.order = count, seed, None, None
+
+    def __getitem__(self, index: int) -> int:
+        epoch, place = divmod(index, self.count)
+        if self.epoch != epoch:
+            self.epoch, self.order = epoch, generator(self.seed, TRAINING, epoch).permutation(self.count)
+        return int(self.order[place])
 
 
 def spread(count: int, wanted: int | None) -> list[int]:
@@ -65,53 +61,32 @@ def number_of_windows(tokens: int, length: int, overlap: int) -> int:
     return max(1, -(-(tokens - overlap) // (length - overlap)))
 
 
-def packed_window(stream: np.ndarray, index: int, length: int, overlap: int) -> np.ndarray:
-    """Window `index`; the last one may be shorter.
-
-    With an overlap of one every token of the stream but its first is predicted exactly once; with none every token is in
-    exactly one window.
-    """
-    start = index * (length - overlap)
-    return stream[start : start + length]
-
-
 def language_example(ids: np.ndarray, **more) -> dict:
     """A window of a causal language model."""
-    ids = torch.from_numpy(ids.astype(np.int64))
+    ids = torch.from_numpy(ids)
     return {"input_ids": ids, "labels": ids.clone(), **more}
 
 
-def random_window(stream, length: int, context: int, random: np.random.Generator) -> dict:
-    """A window anywhere in the stream, anywhere among the `context` positions of the model."""
-    length = min(length, len(stream))
-    start = int(random.integers(len(stream) - length + 1))
-    first = int(random.integers(context - length + 1))
-    return language_example(stream[start : start + length], position_ids=torch.arange(first, first + length))
-
-
-def padded_whole(stream, context: int, pad: int, left: int) -> dict:
+def padded_whole(stream: np.ndarray, context: int, pad: int, left: int) -> dict:
     """The whole stream with `left` of its padding before it, the rest after; positions count from the first padding token."""
     ids = torch.full((context,), pad, dtype=torch.int64)
     labels = torch.full((context,), IGNORED, dtype=torch.int64)
     real = slice(left, left + len(stream))
-    ids[real] = labels[real] = torch.from_numpy(stream.astype(np.int64))
+    ids[real] = labels[real] = torch.from_numpy(stream)
     mask = torch.zeros(context, dtype=torch.int64)
     mask[real] = 1
     return {"input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": torch.arange(context)}
 
 
-def masked_example(
-    ids: np.ndarray, random: np.random.Generator, share: float, mask: int, first: int, size: int
-) -> dict:
-    """BERT's task: of a `share` of the tokens 80 % are masked, 10 % replaced by one of `first` to `size` - 1, 10 % left."""
+def masked_example(ids: np.ndarray, random: np.random.Generator, share: float, mask: int, others: np.ndarray) -> dict:
+    """BERT's task: of a `share` of the tokens (at least one) 80 % are masked, 10 % replaced by one of `others`, 10 % left."""
     chosen = random.random(len(ids)) < share
     chosen[random.integers(len(ids))] = True  # a window without any would have no loss
-    ids = ids.astype(np.int64)
     labels = np.where(chosen, ids, IGNORED)
     what = random.random(len(ids))
-    ids[chosen & (what < 0.8)] = mask
     replaced = chosen & (what >= 0.8) & (what < 0.9)
-    ids[replaced] = random.integers(first, size, int(replaced.sum()))
+    ids = np.where(chosen & (what < 0.8), mask, ids)
+    ids[replaced] = random.choice(others, int(replaced.sum()))
     return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
 

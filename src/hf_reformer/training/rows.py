@@ -1,15 +1,14 @@
-"""Rows of labelled text: classes of documents, answers in contexts, tags of words. Read, encoded one by one."""
+"""Rows of labelled text: read from files, the Hub or a generator, checked, and their labels told apart."""
 
 import hashlib
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ..model.losses import IGNORED
-from .corpus import load_rows, missing_data
 from .generated import TAGS, generated_questions, generated_reviews, generated_tags
 from .settings import ClassificationData, QuestionData, TagData
+from .sources import as_list, fingerprint_of, load_rows, source_of
 
 GENERATORS = {
     ClassificationData: (generated_reviews, ["blamed", "praised"]),
@@ -17,28 +16,91 @@ GENERATORS = {
     TagData: (generated_tags, TAGS),
 }
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-BEYOND = 1 << 30  # a position past every text: the loss leaves it out
 
 
-def read_rows(data, seed: int):
-    """(training rows, evaluation rows, names of the labels or None, a line that says what they are)."""
-    if data.generated is not None:
+@dataclass(frozen=True)
+class Labels:
+    """The classes of rows.
+
+    Args:
+        kind: `class` (one per row, or per word), `several` (a list of those that hold), `number` (regression).
+        indexed: rows hold indices of the names, as a `ClassLabel` column does; else the values that the names are.
+    """
+
+    names: list[str]
+    kind: str = "class"
+    indexed: bool = False
+
+    def index(self, value) -> int:
+        """Index of a label; `ValueError` for one that is not among those of the training rows."""
+        if self.indexed and type(value) is int and 0 <= value < len(self.names):
+            return value
+        if not self.indexed and str(value) in self.names:
+            return self.names.index(str(value))
+        allowed = (
+            f"indices from 0 to {len(self.names) - 1}"
+            if self.indexed
+            else f"those to train on, {', '.join(self.names)}"
+        )
+        raise ValueError(f"data holds the label {value!r}, but allowed are {allowed}")
+
+    def encoded(self, value):
+        """The label of a row as a classifier's loss takes it."""
+        if self.kind == "number":
+            return float(value)
+        if self.kind == "class":
+            return self.index(value)
+        held = [self.index(label) for label in value]
+        if len(set(held)) < len(held):
+            raise ValueError(f"data holds the labels {value!r}, but a list must name each label that holds once")
+        return [float(i in held) for i in range(len(self.names))]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows (sequences of dictionaries with the columns used), their labels, and what they are."""
+
+    training: object
+    evaluation: object
+    labels: Labels | None
+    description: str
+    fingerprint: str  # changes with the content of any column that is used
+    held_out_fingerprint: str
+    counts: dict
+
+
+def read_rows(data, seed: int) -> RowSet:
+    """The rows of the one source that the settings name.
+
+    Raises:
+        ValueError: where rows cannot be read, a column or a value is missing, or labels do not fit.
+    """
+    source, names = source_of(data), None
+    if source == "generated":
         make, names = GENERATORS[type(data)]
-        return make(data.generated, seed), make(max(4, data.generated // 4), seed + 1), names, "generated rows"
-    if data.dataset is not None:
-        training, evaluation = (load_rows(data, split) for split in (data.training_split, data.evaluation_split))
-        name = data.dataset
-    elif data.files is not None and data.evaluation_files is not None:
-        training, evaluation = local_rows(data.files, "files"), local_rows(data.evaluation_files, "evaluation_files")
-        name = "files of the user's own"
+        parts = [make(data.generated, seed), make(max(4, data.generated // 4), seed + 1)]
+        description = "generated rows"
+    elif source == "dataset":
+        parts = [load_rows(data, split) for split in (data.training_split, data.evaluation_split)]
+        description = data.dataset
+    elif data.evaluation_files is None:
+        raise ValueError("data.evaluation_files is missing: rows to evaluate on are files of their own")
     else:
-        if data.files is not None:
-            raise ValueError("data.evaluation_files is missing: rows to evaluate on are files of their own")
-        raise missing_data(data)
-    for column in columns_of(data):
-        if column not in training.column_names:
-            raise ValueError(f"data: column {column!r} is missing; the rows have {', '.join(training.column_names)}")
-    return training, evaluation, label_names(data, training), name
+        parts = [local_rows(getattr(data, key), key) for key in ("files", "evaluation_files")]
+        description = "files of the user's own"
+    if source != "generated":
+        parts = [with_columns(rows, data, which) for rows, which in zip(parts, ("train", "evaluate"), strict=True)]
+    if isinstance(data, QuestionData):
+        labels = None
+    else:
+        labels = Labels(names, indexed=True) if names else labels_of(data, *parts)
+    prints = [[row_digest(row, data, labels, i) for i, row in enumerate(rows)] for rows in parts]
+    known = set(prints[0])
+    copies = sum(digest in known for digest in prints[1])
+    return RowSet(
+        *parts, labels, description, fingerprint_of(prints[0] + prints[1]), fingerprint_of(prints[1]),
+        {"rows_to_evaluate_on_that_are_rows_to_train_on_too": copies} if copies else {},
+    )  # fmt: skip
 
 
 def columns_of(data) -> list[str]:
@@ -46,125 +108,103 @@ def columns_of(data) -> list[str]:
     return [getattr(data, name) for name in type(data).__dataclass_fields__ if name.endswith("_column")]
 
 
+def with_columns(rows, data, which: str):
+    """The rows with the columns used alone: whatever else they hold (dates, pictures) is never decoded."""
+    if not len(rows):
+        raise ValueError(f"data has no rows to {which} on")
+    for column in columns_of(data):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"data: column {column!r} is missing; the rows to {which} on have {', '.join(rows.column_names)}"
+            )
+    return rows.select_columns(columns_of(data))
+
+
 def local_rows(paths: list[str] | str, key: str):
     """Rows of JSON lines, CSV or Parquet files."""
     import datasets
 
-    paths = [paths] if isinstance(paths, str) else paths
+    paths = as_list(paths)
     kinds = {Path(path).suffix for path in paths}
     if len(kinds) != 1 or not kinds <= BUILDERS.keys():
         raise ValueError(f"data.{key} is {paths}, but must be files of one of the kinds {', '.join(BUILDERS)}")
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(f"data.{key}: {path!r} does not exist")
+            why = "is no file" if Path(path).exists() else "does not exist"  # a pipe could not be read twice
+            raise ValueError(f"data.{key}: {path!r} {why}; allowed are files with rows")
     try:
-        return datasets.load_dataset(BUILDERS[kinds.pop()], data_files=list(paths), split="train")
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"data.{key}: {paths} cannot be read: {error.__cause__ or error}") from None
+        return datasets.load_dataset(BUILDERS[kinds.pop()], data_files=paths, split="train")
+    except Exception as error:  # of an empty file StopIteration, of others what datasets, pyarrow and the system raise
+        reason = error.__cause__ or error
+        raise ValueError(f"data.{key}: {paths} cannot be read: {type(reason).__name__} {reason}".strip()) from None
 
 
-def label_names(data, rows) -> list[str] | None:
-    """Names of classes or tags: the dataset's own, or the values that occur, in order."""
-    if isinstance(data, QuestionData):
-        return None
+def labels_of(data, training, evaluation) -> Labels:
+    """The labels of a column: the names of a `ClassLabel`, or the values that occur to train on, in order."""
     column = data.label_column if isinstance(data, ClassificationData) else data.tags_column
-    feature = rows.features[column]
-    feature = getattr(feature, "feature", feature)
-    if hasattr(feature, "names"):
-        return list(feature.names)
-    values = rows[column] if isinstance(data, ClassificationData) else [tag for tags in rows[column] for tag in tags]
-    values = sorted(set(values))
-    return [str(value) for value in values]
-
-
-def label_of(value, names: list[str]) -> int:
-    """Index of a label, which may be its name or its number."""
-    if str(value) in names:
-        return names.index(str(value))
-    if isinstance(value, int) and 0 <= value < len(names):
-        return value
-    raise ValueError(f"data holds the label {value!r}, but allowed are {', '.join(names)}")
-
-
-def answerable(rows, data: QuestionData) -> list[int]:
-    """Rows to train on: those with an answer that surely lies within the context (no text has more tokens than bytes)."""
-    kept = []
-    for i, row in enumerate(rows):
-        answers = row[data.answers_column]
-        if not answers["text"]:
-            continue
-        until = row[data.context_column][: answers["answer_start"][0]] + answers["text"][0]
-        question = min(len(row[data.question_column].encode()), data.context // 2)
-        if question + 1 + len(until.encode()) <= data.context:
-            kept.append(i)
-    if not kept:
+    outer = training.features[column]
+    feature = getattr(outer, "feature", outer)
+    kind = "several" if isinstance(data, ClassificationData) and feature is not outer else "class"
+    other = evaluation.features[column]
+    names = [getattr(f, "names", None) for f in (feature, getattr(other, "feature", other))]
+    if names[0] != names[1]:
         raise ValueError(
-            f"data has {len(rows)} rows, but none whose answer lies within data.context, {data.context} tokens"
+            f"data: column {column!r} has the classes {names[0]} to train on, but {names[1]} to evaluate on"
         )
-    return kept
+    if names[0] is not None:
+        return Labels(list(names[0]), kind, indexed=True)
+    if str(getattr(feature, "dtype", "")).startswith("float"):
+        if feature is outer and isinstance(data, ClassificationData):
+            return Labels(["LABEL_0"], "number")
+        raise ValueError(f"data: column {column!r} holds lists of fractions, but must hold lists of labels")
+    values = set()
+    for i, value in enumerate(training[column]):
+        check_value(value, column, i)
+        values.update([value] if feature is outer else value)
+    if None in values:
+        raise ValueError(f"data: column {column!r} holds a list with an empty label")
+    names = [str(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
+    if not names:
+        raise ValueError(f"data: column {column!r} holds no label")
+    return Labels(names, kind)
 
 
-def classified(row, data: ClassificationData, tokenizer, names) -> dict:
-    """Tokens of the text and its label; texts are cut to the context."""
-    ids = tokenizer(row[data.text_column], truncation=True, max_length=data.context).input_ids
-    ids = ids or [tokenizer.pad_token_id or 0]
-    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(label_of(row[data.label_column], names))}
+def check_value(value, column: str, i: int) -> None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError(f"data: row {i} has nothing in column {column!r}; allowed are rows with a value in each")
 
 
-def questioned(row, data: QuestionData, tokenizer, names=None) -> dict:
-    """Question, end token, context, cut to the model's context; an answer that was cut off counts for no loss."""
-    question = tokenizer(row[data.question_column], add_special_tokens=False).input_ids
-    question = question[: data.context // 2] + [separator_of(tokenizer)]
-    context = tokenizer(row[data.context_column], add_special_tokens=False, return_offsets_mapping=True)
-    room = data.context - len(question)
-    start, end = answer_tokens(row[data.answers_column], context["offset_mapping"][:room])
-    return {
-        "input_ids": torch.tensor(question + context.input_ids[:room]),
-        "start_positions": torch.tensor(min(len(question) + start, BEYOND)),
-        "end_positions": torch.tensor(min(len(question) + end, BEYOND)),
-    }
+def row_digest(row: dict, data, labels: Labels | None, i: int) -> bytes:
+    """A hash of the values of the columns used, which are checked: none may be missing, or of the wrong kind."""
+    values = [row[column] for column in columns_of(data)]
+    for column, value in zip(columns_of(data), values, strict=True):
+        check_value(value, column, i)
+    try:
+        if isinstance(data, ClassificationData):
+            labels.encoded(row[data.label_column])
+        elif isinstance(data, TagData):
+            check_tags(row, data, labels)
+        else:
+            answers_of(row, data)
+    except ValueError as error:
+        raise ValueError(f"{error} (row {i})") from None
+    return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).digest()
 
 
-def separator_of(tokenizer) -> int:
-    """The token between question and context."""
-    known = [i for i in (tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None]
-    if not known:
-        raise ValueError("data.tokenizer has no separator, end or padding token, but must have one for questions")
-    return known[0]
+def check_tags(row: dict, data: TagData, labels: Labels) -> None:
+    words, tags = row[data.words_column], row[data.tags_column]
+    if len(words) != len(tags):
+        raise ValueError(f"data holds {len(words)} words with {len(tags)} tags, but each word must have one tag")
+    for tag in tags:
+        labels.index(tag)
 
 
-def answer_tokens(answers: dict, offsets: list[tuple[int, int]]) -> tuple[int, int]:
-    """First and last token of the first answer, `BEYOND` where it is not there."""
-    if not answers["text"]:
-        return BEYOND, BEYOND
-    begin = answers["answer_start"][0]
-    finish = begin + len(answers["text"][0])
-    inside = [i for i, (left, right) in enumerate(offsets) if left < finish and right > begin]
-    whole = bool(inside) and offsets[-1][1] >= finish
-    return (inside[0], inside[-1]) if whole else (BEYOND, BEYOND)
-
-
-def tagged(row, data: TagData, tokenizer, names) -> dict:
-    """Words with a space between them; the first token of each word has its tag, the others none."""
-    ids, labels = [], []
-    for i, (word, tag) in enumerate(zip(row[data.words_column], row[data.tags_column], strict=True)):
-        part = tokenizer(word if i == 0 else " " + word, add_special_tokens=False).input_ids
-        ids += part
-        labels += ([label_of(tag, names)] + [IGNORED] * (len(part) - 1)) if part else []
-    return {"input_ids": torch.tensor(ids[: data.context]), "labels": torch.tensor(labels[: data.context])}
-
-
-def texts_of(rows, data) -> list[bytes]:
-    """All text of the rows, to train a tokenizer on."""
-    if isinstance(data, TagData):
-        return [" ".join(row[data.words_column]).encode("utf-8", "replace") for row in rows]
-    columns = (
-        [data.text_column] if isinstance(data, ClassificationData) else [data.question_column, data.context_column]
-    )
-    return [row[column].encode("utf-8", "replace") for row in rows for column in columns]
-
-
-def rows_fingerprint(training, evaluation) -> str:
-    """Changes with any row; of datasets it is the fingerprint that `datasets` keeps."""
-    parts = [getattr(rows, "_fingerprint", None) or json.dumps(rows) for rows in (training, evaluation)]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+def answers_of(row: dict, data: QuestionData) -> list[tuple[str, int]]:
+    """Texts and places of the answers; none where the question has none."""
+    answers = row[data.answers_column]
+    try:
+        return [(text, int(start)) for text, start in zip(answers["text"], answers["answer_start"], strict=True)]
+    except (TypeError, KeyError, ValueError, IndexError):
+        raise ValueError(
+            f"data holds the answers {answers!r}, but must hold {{text: [...], answer_start: [...]}} of equal lengths"
+        ) from None

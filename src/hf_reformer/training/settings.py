@@ -22,17 +22,18 @@ def recipe_names() -> list[str]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where data comes from: files here, a dataset of the Hub, or a generator.
+    """Where data comes from, exactly one of: files here, a dataset of the Hub, a generator.
 
     `files` and `evaluation_files` name files and folders; `dataset` is a name on the Hub, or a folder in the layout that
     `datasets.load_dataset` takes. `generated` makes so many examples (bytes of text) of the same format without any data, for
-    trials. `obtain` says where to get the data.
+    trials. `obtain` says where to get the data. `revision`: branch, tag or commit of the dataset.
     """
 
     files: list[str] | str | None = None
     evaluation_files: list[str] | str | None = None
     dataset: str | None = None
     subset: str | None = None
+    revision: str | None = None
     training_split: str = "train"
     evaluation_split: str = "test"
     generated: Positive | None = None
@@ -44,10 +45,12 @@ class Tokenised(Source):
     """Text in tokens: bytes, or a vocabulary of `vocab_size` trained on the training text, or a saved tokenizer.
 
     `tokenizer`: `byte` (`ReformerByteTokenizer`), `bpe` (pieces of characters, as SentencePiece makes them), `byte-bpe` (pieces
-    of bytes: no text is unknown), or the folder or name of a saved one. `context`: tokens of the longest input.
+    of bytes: no text is unknown), or the folder or name of a saved one, at a `tokenizer_revision`. `context`: tokens of the
+    longest input.
     """
 
     tokenizer: str = "byte"
+    tokenizer_revision: str | None = None
     vocab_size: Annotated[int, Ge(4)] | None = None
     context: Annotated[int, Ge(2)] = 4096
 
@@ -60,7 +63,8 @@ class TextData(Tokenised):
     windows anywhere; `whole` is all of it in one window, with padding split at random between left and right.
     `window_plan`: pairs (until, length): up to that share of the steps, random windows have that length, and lie anywhere among
     the model's positions. `training_range`, `evaluation_range`: bytes from, to of the files; without them, whole files (of a
-    single file its end) are held out, at least `held_out` of the text.
+    single file its end) are held out by a hash of their content, about `held_out` of the text.
+    `separate_documents`: an end token after each file or row.
     `streaming`: read the dataset as training goes on, in order or shuffled within `shuffle_buffer` examples.
     """
 
@@ -118,15 +122,22 @@ class DuplicationData:
 
 
 @dataclass(frozen=True)
-class ClassificationData(Tokenised):
-    """Rows of a text and its label."""
+class RowData(Tokenised):
+    """Rows of a batch are padded to the longest, or to the next multiple of `pad_to_multiple_of`."""
+
+    pad_to_multiple_of: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassificationData(RowData):
+    """Rows of a text and its label: a class, or several (a list of them), or a number with a fraction (regression)."""
 
     text_column: str = "text"
     label_column: str = "label"
 
 
 @dataclass(frozen=True)
-class QuestionData(Tokenised):
+class QuestionData(RowData):
     """Rows of a question, a context, and answers {text: [...], answer_start: [...]} as in SQuAD."""
 
     question_column: str = "question"
@@ -135,7 +146,7 @@ class QuestionData(Tokenised):
 
 
 @dataclass(frozen=True)
-class TagData(Tokenised):
+class TagData(RowData):
     """Rows of words and a tag for each."""
 
     words_column: str = "tokens"

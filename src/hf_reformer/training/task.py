@@ -16,21 +16,31 @@ class Task:
 
     training: torch.utils.data.Dataset
     evaluation: torch.utils.data.Dataset
-    statistics: Callable  # (logits, labels) -> (B, K) sums
-    summary: Callable  # (K,) sums -> metrics
-    fingerprint: str
+    statistics: Callable  # (logits, labels) -> (B, K) numbers of each example
+    summary: Callable  # (N, K) of all examples of `evaluation`, in order -> metrics
+    predictions: Callable  # (N, K) -> one dictionary per example
+    fingerprint: str  # of all data
+    held_out_fingerprint: str  # of what is evaluated on, before a part of it is chosen; whatever the tokenizer
     description: str
     vocab_size: int
+    collate: Callable = ex.collate
+    label_names: list[str] | None = None  # of a batch, that `statistics` takes as labels; None: `labels`
     pad: int = 0
     tokenizer: object = None
     unit: str | None = None  # of what one token of a language model is
     model_fields: dict = field(default_factory=dict)  # of the configuration that follow from the data
     prompts: list[torch.Tensor] = field(default_factory=list)  # to continue in samples
+    counts: dict[str, int] = field(default_factory=dict)  # what was cut, passed over or is not as it should be
+
+    @property
+    def notes(self) -> list[str]:
+        """`counts` in words."""
+        return [f"{number:,} {what.replace('_', ' ')}" for what, number in self.counts.items()]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many examples a run reads, and in how many steps."""
+    """How many examples a run reads, and in how many steps; 0 steps: a model is only measured."""
 
     steps: int
     per_step: int  # examples of all processes and accumulated batches

@@ -2,21 +2,16 @@
 
 from functools import partial
 
+import numpy as np
+
 from ..model import heads, modeling_reformer
 from . import examples as ex
-from .corpus import Corpus
-from .images import read_images
-from .metrics import (
-    class_statistics,
-    copy_summary,
-    label_summary,
-    language_summary,
-    span_statistics,
-    span_summary,
-    token_statistics,
-)  # fmt: skip
-from .rows import answerable, classified, questioned, read_rows, rows_fingerprint, tagged, texts_of
-from .settings import ClassificationData, DuplicationData, ImageData, QuestionData, Recipe
+from .images import Images, read_images
+from .metrics import copy_summary, language_summary, language_windows, token_statistics
+from .row_formats import FORMATS, RowFormat
+from .rows import read_rows
+from .settings import DuplicationData, ImageData, Recipe
+from .sources import fingerprint_of
 from .task import Plan, Task, prompts_of
 from .text_tasks import streamed_task, text_task
 from .vocabulary import build_tokenizer
@@ -43,87 +38,111 @@ def build_task(recipe: Recipe, plan: Plan, tokenizer=None) -> Task:
     if isinstance(data, ImageData):
         return image_task(recipe, plan)
     if recipe.task in ("causal-lm", "masked-lm"):
-        if data.streaming:
-            return streamed_task(recipe, plan, tokenizer)
-        return text_task(recipe, plan, tokenizer)
+        return (streamed_task if data.streaming else text_task)(recipe, plan, tokenizer)
     return rows_task(recipe, plan, tokenizer)
 
 
+class Duplication:
+    """Sequences 0w0w, drawn by their index."""
+
+    def __init__(self, data: DuplicationData, seed: int):
+        self.data, self.seed = data, seed
+
+    def drawn(self, purpose: int, index: int) -> dict:
+        return ex.duplication_example(self.data.length, self.data.symbols, ex.generator(self.seed, purpose, index))
+
+
 def duplication_task(recipe: Recipe, plan: Plan) -> Task:
-    data = recipe.data
-
-    def make(purpose, index):
-        return ex.duplication_example(data.length, data.symbols, ex.generator(plan.seed, purpose, index))
-
+    data, drawn = recipe.data, Duplication(recipe.data, plan.seed).drawn
     count = recipe.evaluation.examples or EVALUATION_SYMBOLS
+    name = f"0w0w-{data.length}-{data.symbols}"
     return Task(
-        training=ex.Examples(plan.examples, partial(make, ex.TRAINING)),
-        evaluation=ex.Examples(count, partial(make, ex.EVALUATION)),
+        training=ex.Examples(plan.examples, partial(drawn, ex.TRAINING)),
+        evaluation=ex.Examples(count, partial(drawn, ex.EVALUATION)),
         statistics=partial(token_statistics, causal=True),
         summary=copy_summary,
-        fingerprint=f"0w0w-{data.length}-{data.symbols}",
+        predictions=partial(language_windows, row_bytes=None),
+        fingerprint=name,
+        held_out_fingerprint=f"{name}-{plan.seed}",
         description=f"0w0w sequences of {data.length} symbols, drawn anew for every step",
         vocab_size=data.symbols + 1,
     )
 
 
+class ImageRows:
+    """Images as examples of a causal language model."""
+
+    def __init__(self, training: Images, held_out: Images, seed: int, kept: list[int]):
+        self.images, self.held_out, self.kept = training, held_out, kept
+        self.order = ex.Shuffled(len(training), seed)
+
+    def training(self, index: int) -> dict:
+        return ex.language_example(self.images[self.order[index]].astype(np.int64))
+
+    def prompt(self, index: int) -> np.ndarray:
+        return self.held_out[self.kept[index]].astype(np.int64)
+
+    def evaluation(self, index: int) -> dict:
+        return ex.language_example(self.prompt(index))
+
+
 def image_task(recipe: Recipe, plan: Plan) -> Task:
-    training, evaluation, description = read_images(recipe.data, plan.seed)
-    kept = evaluation[ex.spread(len(evaluation), recipe.evaluation.examples)]
-    order = {}
-
-    def make(index):
-        return ex.language_example(training[ex.shuffled_index(index, len(training), plan.seed, order)])
-
+    training, held_out, description = read_images(recipe.data, plan.seed)
+    rows = ImageRows(training, held_out, plan.seed, ex.spread(len(held_out), recipe.evaluation.examples))
+    prints = training.fingerprint(), held_out.fingerprint()
     return Task(
-        training=ex.Examples(plan.examples, make),
-        evaluation=ex.Examples(len(kept), lambda index: ex.language_example(kept[index])),
+        training=ex.Examples(plan.examples, rows.training),
+        evaluation=ex.Examples(len(rows.kept), rows.evaluation),
         statistics=partial(token_statistics, causal=True),
-        summary=language_summary("dimension"),
-        fingerprint=Corpus(training, kept, None, "").fingerprint(),
+        summary=partial(language_summary, unit="dimension", row_bytes=None),
+        predictions=partial(language_windows, row_bytes=None),
+        fingerprint=fingerprint_of(part.encode() for part in prints),
+        held_out_fingerprint=prints[1],
         description=f"{len(training):,} images to train on: {description}",
         vocab_size=256,
         unit="dimension",
-        prompts=prompts_of(kept, recipe),
+        prompts=prompts_of(ex.Examples(len(rows.kept), rows.prompt), recipe),
     )
+
+
+class RowExamples:
+    """Rows of a format as examples."""
+
+    def __init__(self, rows, form: RowFormat, seed: int):
+        self.rows, self.form = rows, form
+        self.order = ex.Shuffled(len(form.usable), seed)
+
+    def training(self, index: int) -> dict:
+        return self.form.encode(self.rows[self.form.usable[self.order[index]]])
+
+    def evaluation(self, index: int) -> dict:
+        return self.form.encode(self.form.kept[index])
 
 
 def rows_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
     """Classification, question answering or tagging of rows."""
     data = recipe.data
-    training, evaluation, names, description = read_rows(data, plan.seed)
+    rows = read_rows(data, plan.seed)
+    kind = FORMATS[type(data)]
     if tokenizer is None:
-        tokenizer = build_tokenizer(data, texts_of(training, data))
-    encode = classified if isinstance(data, ClassificationData) else questioned if names is None else tagged
-    kept = [evaluation[i] for i in ex.spread(len(evaluation), recipe.evaluation.examples)]
-    usable = answerable(training, data) if isinstance(data, QuestionData) else range(len(training))
-    order = {}
-
-    def make(index):
-        row = training[usable[ex.shuffled_index(index, len(usable), plan.seed, order)]]
-        return encode(row, data, tokenizer, names)
-
-    statistics, summary = statistics_of(data, names)
+        tokenizer = build_tokenizer(data, kind.texts_of(rows.training, data))
+    kept = [rows.evaluation[i] for i in ex.spread(len(rows.evaluation), recipe.evaluation.examples)]
+    form = kind(data, rows, kept, tokenizer)
+    examples = RowExamples(rows.training, form, plan.seed)
     return Task(
-        training=ex.Examples(plan.examples, make),
-        evaluation=ex.Examples(len(kept), lambda index: encode(kept[index], data, tokenizer, names)),
-        statistics=statistics,
-        summary=summary,
-        fingerprint=rows_fingerprint(training, kept),
-        description=f"{len(usable):,} rows to train on, {len(kept):,} to evaluate on: {description}",
+        training=ex.Examples(plan.examples, examples.training),
+        evaluation=ex.Examples(len(kept), examples.evaluation),
+        statistics=form.statistics,
+        summary=form.summary,
+        predictions=form.predictions,
+        fingerprint=rows.fingerprint,
+        held_out_fingerprint=rows.held_out_fingerprint,
+        description=f"{len(form.usable):,} rows to train on, {len(kept):,} to evaluate on: {rows.description}",
         vocab_size=len(tokenizer),
-        pad=tokenizer.pad_token_id or 0,
+        collate=form.collate,
+        label_names=form.label_names,
+        pad=tokenizer.pad_token_id,
         tokenizer=tokenizer,
-        model_fields={}
-        if names is None
-        else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}},
+        model_fields=form.model_fields,
+        counts=form.counts,
     )
-
-
-def statistics_of(data, names):
-    """How rows of a format are measured."""
-    if isinstance(data, QuestionData):
-        return span_statistics, span_summary
-    if isinstance(data, ClassificationData):
-        return partial(class_statistics, classes=len(names)), label_summary
-    return partial(token_statistics, confusion=len(names)), label_summary
