@@ -127,11 +127,11 @@ def test_a_long_piece_behind_a_short_one_goes_through_the_blocks_of_the_forward(
     config, lengths = tiny_config(["strict_lsh"] * 3, use_cache=True), []
     model, input_ids = build(config), tokens(config, 1, 200)
     layer = type(model.reformer.encoder.layers[0].attention.self_attention)
-    attend_all = layer.attend_all
+    over_all = layer.over_all
     monkeypatch.setattr(
         layer,
-        "attend_all",
-        lambda self, q, k, v, **kw: (lengths.append(q.shape[1]), attend_all(self, q, k, v, **kw))[1],
+        "over_all",
+        lambda self, vectors, *others: (lengths.append(vectors[0].shape[1]), over_all(self, vectors, *others))[1],
     )
     logits = feed(model, input_ids, [20, 100, 1, 20, 1, 58])
     assert lengths == [20] * 3 + [120] * 3 + [200] * 3
