@@ -19,8 +19,19 @@ Shapes as in `attention_layout.py`; matrices of tokens are (B * L * H, D), D hea
 
 import torch
 
-from .attention_blocks import ALONE, EagerBlocks, Gradients, SdpaBlocks, add_, gather, or_own, put_, sdpa_applies, take
-from .attention_blocks import unit_keys_backward
+from .attention_blocks import (
+    ALONE,
+    EagerBlocks,
+    Gradients,
+    SdpaBlocks,
+    add_,
+    gather,
+    or_own,
+    put_,
+    sdpa_applies,
+    take,
+    unit_keys_backward,
+)
 from .attention_flex import FlexRings, flex_applies, merge_rounds
 
 

@@ -38,9 +38,7 @@ def strict_counts(places, rule, of_queries, of_keys):
 
 def ring_counts(places, ring, offsets, of_queries, of_keys):
     """places: for each round, the chunk of each token, of the `ring` chunks that all rounds have."""
-    return sum(
-        times_in_window(of_keys(key) - of_queries(query), ring, offsets) for query in places for key in places
-    )
+    return sum(times_in_window(of_keys(key) - of_queries(query), ring, offsets) for query in places for key in places)
 
 
 def times_in_window(step, ring, offsets):

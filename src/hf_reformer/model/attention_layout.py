@@ -216,7 +216,7 @@ class Layout:
         """Rows of a block's tokens, see `Rings.token_rows`, with and without the chunks around: (n * U), (n * G * M) int64.
         Slices where a block is a piece of one ring whose tokens stand in their own order: they need no gathering."""
         start, end = block.chunk - self.windows.before, block.chunk_end + self.windows.after
-        if self.rings.order is None and block.ring_end == block.ring + 1 and 0 <= start and end <= self.ring_chunks:
+        if self.rings.order is None and block.ring_end == block.ring + 1 and start >= 0 and end <= self.ring_chunks:
             return self._slice(block.ring, start, end), self._slice(block.ring, block.chunk, block.chunk_end)
         rows = self.take(self.rings.token_rows, block)
         return rows.reshape(-1), self.windows.own(rows).reshape(-1)

@@ -87,7 +87,9 @@ def _buckets(layer, q_BHLD, real, rotations):
     else:
         factors, rounds = layer.config.bucket_factors(layer.layer_type), rotations.shape[-2]
         number = math.prod(factors)
-        buckets = hash_vectors(q_BHLD.detach(), rotations, factors).to(torch.int64).transpose(2, 3) if number > 1 else None
+        buckets = (
+            hash_vectors(q_BHLD.detach(), rotations, factors).to(torch.int64).transpose(2, 3) if number > 1 else None
+        )
     if buckets is None:
         buckets = torch.zeros_like(real, dtype=torch.int64)[:, None, None].expand(-1, q_BHLD.shape[1], rounds, -1)
     return torch.where(real[:, None, None], buckets, number)
@@ -117,9 +119,9 @@ def _strict(layer, q, k, v, buckets, padding, grid, kept):
 
 def _strictly_seen(layer, buckets, grid):
     """(B, H, R, N, M, W) bool, for buckets (B, H, R, L) in order: near slots of the same bucket, none beyond the ends."""
-    slots = torch.arange(grid.chunks * grid.chunk, device=buckets.device).view(-1, grid.chunk, 1)
-    steps = torch.arange(grid.slots, device=buckets.device) - grid.before * grid.chunk
-    steps = steps - torch.arange(grid.chunk, device=buckets.device)[:, None]
+    chunk, slot = (torch.arange(n, device=buckets.device)[:, None] for n in (grid.chunks, grid.chunk))
+    steps = torch.arange(grid.slots, device=buckets.device) - grid.before * grid.chunk - slot
+    slots = chunk[:, None] * grid.chunk + slot  # (N, M, 1)
     seen = layer.rule.sees(steps, left=-slots, right=grid.chunks * grid.chunk - 1 - slots)
     buckets = _chunks(buckets, grid)
     return seen & (buckets[..., None] == _windows(buckets, grid)[..., None, :])
