@@ -506,13 +506,13 @@ def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(kind, padded):
     with torch.inference_mode():
         logits.append(feed(model, input_ids, [1], mask, cache).clone())
     cache.crop(-2)
-    logits.append(feed(model, input_ids, [1, 14], mask, cache))
+    logits.append(feed(model, input_ids, [1, 13], mask, cache))
     feed(model, input_ids, [40, 1], mask, other)
     expected = [feed(model, input_ids, [1, 8], mask, other)]
     other.crop(-3)
     expected.append(feed(model, input_ids, [1], mask, other))
     other.crop(-2)
-    expected.append(feed(model, input_ids, [1, 14], mask, other))
+    expected.append(feed(model, input_ids, [1, 13], mask, other))
     assert_close(torch.cat(logits, 1), torch.cat(expected, 1), TOLERANCE)
 
 
