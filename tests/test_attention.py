@@ -179,8 +179,9 @@ def test_traced_attention_has_the_dropout_of_the_blocks(kind):
     dropout = {"local_attention_probs_dropout_prob": 0.4, "lsh_attention_probs_dropout_prob": 0.4}
     module, vectors, rotations = layer(kind, **dropout)
     found = []
-    for run in (module.train().traced, module.over_all, module.eval().over_all):
+    for training, run in ((True, module.traced), (True, module.over_all), (False, module.over_all)):
         torch.manual_seed(3)
+        module.train(training)
         found.append(run(vectors, rotations)[0])
     assert_close(found[0], found[1], 1e-10)
     assert (found[1] - found[2]).abs().max() > 1e-2
@@ -235,7 +236,7 @@ def test_torch_func_gives_the_gradients_of_autograd(kind, run):
 
 
 class Counted(TorchDispatchMode):
-    """Names of the operations that run, and how many numbers they give."""
+    """Names of the operations that run, and how many new numbers they give."""
 
     def __init__(self):
         super().__init__()
@@ -244,7 +245,7 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         self.names.append(function.overloadpacket.__name__)
-        if isinstance(result, torch.Tensor) and not function.is_view:
+        if isinstance(result, torch.Tensor) and not function.is_view and not self.names[-1].endswith("_"):
             self.numbers += result.numel()
         return result
 
@@ -276,32 +277,26 @@ def test_counting_keys_once_costs_in_proportion_to_the_length(kind, monkeypatch)
         with Counted() as counted, torch.no_grad():
             module.over_all((q, None, v), rotations)
         numbers.append(counted.numbers)
-    assert numbers[1] < 2.2 * numbers[0]
+    assert numbers[1] < 2.05 * numbers[0]
 
 
 @pytest.mark.parametrize("kind", [*CHUNKED, "full_shared_qk"])
 def test_padding_that_is_known_on_another_device_is_moved_to_the_layers(kind):
-    """With devices that only pretend: mixed ones, and numbers that are read off one, are errors there."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
+    """With a device that only pretends: mixing devices, and reading numbers off one, are errors there."""
     config = tiny_config([kind])
     module, cache = ATTENTION_CLASSES[kind](config, 0), ReformerCache(config)
-    real = torch.ones(2, 40, dtype=torch.bool)
-    real[0, :5] = False
-    cache.tokens.add(37, real[:, :37], 2)
-    cache.tokens.holes = 2
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        one = cache.layers[0]
-        rotations = torch.empty(3, 5, 2, 2, device="cuda")
-        for new in (37, 1, 2):
-            vectors = [torch.empty(2, new, 3, 5, device="cuda") for _ in range(3)]
-            vectors[1] = None if module.shared else vectors[1]
-            if one.length == 0:
-                one.fill(module, *vectors, rotations, None)
-            else:
-                cache.tokens.add(new, None, 2)
-                out, _ = one.attend(module, *vectors, rotations)
-                assert out.shape == (2, new, 3, 5) and out.device.type == "cuda"
+    real = torch.ones(2, 37, dtype=torch.bool)
+    real[0, :5], real[1, 9] = False, False
+    layer, rotations = cache.layers[0], torch.empty(3, 5, 2, 2, device="meta")
+    for new in (37, 1, 2):
+        vectors = [torch.empty(2, new, 3, 5, device="meta") for _ in range(3)]
+        vectors[1] = None if module.shared else vectors[1]
+        cache.tokens.add(new, real if new == 37 else None, 2)
+        if new == 37:
+            layer.fill(module, *vectors, rotations, None)
+        else:
+            out, _ = layer.attend(module, *vectors, rotations)
+            assert out.shape == (2, new, 3, 5) and out.device.type == "meta"
 
 
 # --- types

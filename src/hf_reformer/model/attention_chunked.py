@@ -33,6 +33,7 @@ from .attention_blocks import (
     unit_keys_backward,
 )
 from .attention_flex import FlexRings, flex_applies, merge_rounds
+from .hashing import without_autocast
 
 
 def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"):
@@ -73,7 +74,7 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, layout, dropout_mask, kernel):
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v):
             if kernel is FlexRings:
                 out, lse_rounds, lse = FlexRings.rings(q, k, v, layout)
             else:
@@ -85,7 +86,7 @@ class ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         q, k, v, out, lse_rounds, lse, dropout_mask = ctx.saved_tensors
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v):
             if torch.is_grad_enabled():  # `create_graph`: these gradients are to be differentiated in turn
                 grads = _gradients_with_graph(grad_out, q, k, v, ctx.layout, dropout_mask)
             else:

@@ -48,7 +48,7 @@ def traced_attention(layer, q, k, v, real_tokens=None, rotations=None):
     Returns:
         (B, L, H, D) in the type of `v`.
     """
-    if torch.is_autocast_enabled(v.device.type):
+    if not v.is_meta and torch.is_autocast_enabled(v.device.type):
         with torch.autocast(v.device.type, enabled=False):
             return traced_attention(layer, q, k, v, real_tokens, rotations)
     length, dtype, working = v.shape[1], v.dtype, torch.promote_types(v.dtype, torch.float32)
@@ -157,7 +157,9 @@ def _published(layer, q, k, v, real, buckets, grid, kept):
         scores = scores - _published_counts(order, ring, grid).clamp(min=1).to(scores.dtype).log()
     lse = scores.logsumexp(-1, keepdim=True)
     probs = (scores - lse).exp()
-    out = (probs if kept is None else probs * kept) @ _windows(values, ring)
+    if kept is not None:  # a token that sees only itself keeps its own value
+        probs = probs * torch.where(lse < -ITSELF / 2, 1.0, kept)
+    out = probs @ _windows(values, ring)
     out, lse = (_unsorted(x.flatten(2, 4).unflatten(2, (rounds, -1)), order) for x in (out, lse))
     return (out * (lse - lse.logsumexp(2, keepdim=True)).exp()).sum(2)  # not softmax: it rounds as the original does
 

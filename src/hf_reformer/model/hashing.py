@@ -4,6 +4,7 @@ Shapes: B batch, L length, H heads, D head size, R hash rounds, S sum of the buc
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -84,7 +85,7 @@ def compute_buckets(x_BLHD, rotations, factors):
 
 def hash_vectors(x_BHLD, rotations, factors):
     """Bucket numbers (B, H, L, R), int32, of all vectors at once."""
-    with torch.autocast(x_BHLD.device.type, enabled=False):
+    with without_autocast(x_BHLD):
         rotated = torch.matmul(x_BHLD.to(rotations.dtype), rotations.flatten(-2)).unflatten(-1, rotations.shape[-2:])
     bucket, start, product = 0, 0, 1
     for factor in factors:
@@ -94,3 +95,8 @@ def hash_vectors(x_BHLD, rotations, factors):
         bucket = bucket + product * (winner + negative * (factor // 2))[..., 0]
         start, product = start + factor // 2, product * factor
     return bucket.to(torch.int32)
+
+
+def without_autocast(tensor):
+    """A context in which products are taken in the types of their factors. (A tensor of no real device knows no autocast.)"""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
