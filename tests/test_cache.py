@@ -127,11 +127,11 @@ def test_a_long_piece_behind_a_short_one_goes_through_the_blocks_of_the_forward(
     config, lengths = tiny_config(["strict_lsh"] * 3, use_cache=True), []
     model, input_ids = build(config), tokens(config, 1, 200)
     layer = type(model.reformer.encoder.layers[0].attention.self_attention)
-    attend_all = layer.attend_all
+    over_all = layer.over_all
     monkeypatch.setattr(
         layer,
-        "attend_all",
-        lambda self, q, k, v, **kw: (lengths.append(q.shape[1]), attend_all(self, q, k, v, **kw))[1],
+        "over_all",
+        lambda self, vectors, *others: (lengths.append(vectors[0].shape[1]), over_all(self, vectors, *others))[1],
     )
     logits = feed(model, input_ids, [20, 100, 1, 20, 1, 58])
     assert lengths == [20] * 3 + [120] * 3 + [200] * 3
@@ -421,6 +421,116 @@ def test_a_forward_that_was_interrupted_is_taken_back(monkeypatch):
     with torch.no_grad():
         logits = model(input_ids[:, 30:], past_key_values=cache).logits
     assert_close(logits, full(model, input_ids)[:, 30:], TOLERANCE)
+
+
+def wrong_label(model, cache):
+    piece = tokens(model.config, 2, 5, seed=8)
+    model(piece, past_key_values=cache, labels=torch.full_like(piece, 99))
+
+
+def interrupted_head(model, cache):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    hook = model.lm_head.register_forward_pre_hook(interrupt)
+    try:
+        model(tokens(model.config, 2, 5, seed=8), past_key_values=cache)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("failing", [wrong_label, interrupted_head])
+@pytest.mark.parametrize("first", [0, 30], ids=["empty", "filled"])
+def test_a_forward_that_fails_leaves_the_cache_as_it_was(first, failing):
+    config = tiny_config(["strict_lsh", "lsh", "strict_local"])
+    model, input_ids, cache, other = build(config), tokens(config, 2, 40), ReformerCache(config), ReformerCache(config)
+    for one in (cache, other):
+        if first:
+            feed(model, input_ids, [first], None, one)
+    with pytest.raises((ValueError, KeyboardInterrupt)), torch.no_grad():
+        failing(model, cache)
+    assert cache.get_seq_length() == first and all(layer.length == first for layer in cache.layers)
+    expected = feed(model, input_ids, [5, 1, 40 - first - 6], None, other)
+    assert_close(feed(model, input_ids, [5, 1, 40 - first - 6], None, cache), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attn_layers": ["strict_lsh", "strict_local"]}, r"`attn_layers` \['strict_local', 'strict_lsh'\]"),
+        (
+            {"attn_layers": ["strict_local", "strict_lsh", "full"]},
+            "`attn_layers` .*but must have been made for .*'full'",
+        ),
+        ({"local_attn_chunk_length": 5}, "`local_attn_chunk_length` 4, but must have been made for 5"),
+        ({"lsh_num_chunks_before": 2}, "`lsh_num_chunks_before` 1, .* 2"),
+        ({"num_buckets": 6}, r"`num_buckets` \{'strict_lsh': \[4\]\}, .*\[6\]"),
+        ({"num_attention_heads": 2}, "`num_attention_heads` 3, .* 2"),
+        ({"attention_head_size": 6}, "`attention_head_size` 5, .* 6"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+def test_a_cache_made_for_another_configuration_is_refused(change, message, filled):
+    layers = ["strict_local", "strict_lsh"]
+    model, cache = build(tiny_config(layers)), ReformerCache(tiny_config(layers))
+    if filled:
+        feed(model, tokens(model.config, 2, 20), [20], None, cache)
+    other = build(tiny_config(**{"attn_layers": layers, **change}))
+    with pytest.raises(ValueError, match=message), torch.no_grad():
+        other(tokens(other.config, 2, 3), past_key_values=cache)
+    with pytest.raises(ValueError, match=message):
+        other.generate(tokens(other.config, 2, 23), max_new_tokens=2, past_key_values=cache)
+
+
+def test_a_cache_is_refused_after_a_live_configuration_has_changed():
+    config = tiny_config(["strict_local"])
+    model, cache = build(config), ReformerCache(config)
+    feed(model, tokens(config, 2, 20), [20], None, cache)
+    model.config.local_attn_chunk_length = 7
+    with pytest.raises(ValueError, match="`local_attn_chunk_length` 4, .* 7"):
+        feed(model, tokens(config, 2, 30), [5], None, cache)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["all real", "left padding"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(kind, padded):
+    config = tiny_config([kind])
+    model, input_ids, cache, other = build(config), tokens(config, 2, 60), ReformerCache(config), ReformerCache(config)
+    mask = torch.ones_like(input_ids)
+    mask[1, : 5 * padded] = 0
+    with torch.inference_mode():
+        feed(model, input_ids, [40, 1], mask, cache)
+    logits = [feed(model, input_ids, [1, 8], mask, cache)]
+    cache.crop(-3)
+    with torch.inference_mode():
+        logits.append(feed(model, input_ids, [1], mask, cache).clone())
+    cache.crop(-2)
+    logits.append(feed(model, input_ids, [1, 13], mask, cache))
+    feed(model, input_ids, [40, 1], mask, other)
+    expected = [feed(model, input_ids, [1, 8], mask, other)]
+    other.crop(-3)
+    expected.append(feed(model, input_ids, [1], mask, other))
+    other.crop(-2)
+    expected.append(feed(model, input_ids, [1, 13], mask, other))
+    assert_close(torch.cat(logits, 1), torch.cat(expected, 1), TOLERANCE)
+
+
+def test_rows_can_be_reordered_by_a_list():
+    config = tiny_config(["strict_lsh"])
+    model, input_ids, cache = build(config), tokens(config, 3, 30), ReformerCache(config)
+    feed(model, input_ids, [29], None, cache)
+    cache.reorder_cache([2, 0, 0])
+    assert_close(
+        feed(model, input_ids[[2, 0, 0]], [1], None, cache), full(model, input_ids[[2, 0, 0]])[:, -1:], TOLERANCE
+    )
+
+
+def test_a_piece_of_several_blocks_in_an_lsh_layer_of_a_single_chunk():
+    config = tiny_config(["lsh"], lsh_attn_chunk_length=200)
+    model, input_ids, cache = build(config), tokens(config, 1, 190), ReformerCache(config)
+    logits = feed(model, input_ids, [150, 40], None, cache)
+    assert_close(logits[:, -1], full(model, input_ids)[:, -1], TOLERANCE)
 
 
 # --- length

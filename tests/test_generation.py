@@ -114,6 +114,23 @@ def test_prompt_lookup():
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("room", [0, 1, 3, 6])
+def test_prompt_lookup_up_to_the_maximum_length(room):
+    model = make_model()
+    input_ids = prompt(model, 1, 5).repeat(1, 44)[:, : 221 - room - 1]
+    longest = {"max_length": 221, "max_new_tokens": None}
+    found = generate(model, input_ids, prompt_lookup_num_tokens=10, **longest)
+    assert found.shape == (1, 221)
+    assert torch.equal(found, generate(model, input_ids, **longest))
+
+
+def test_an_assistant_up_to_the_maximum_length():
+    model = make_model()
+    longest = {"max_length": 221, "max_new_tokens": None}
+    found = generate(model, prompt(model, 1, 210), assistant_model=make_model(["strict_lsh"]), **longest)
+    assert torch.equal(found, generate(model, prompt(model, 1, 210), **longest))
+
+
 @pytest.mark.parametrize("assistant", ["smaller", "itself"])
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampling"])
 def test_assisted_decoding(assistant, do_sample):

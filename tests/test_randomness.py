@@ -91,6 +91,32 @@ def test_two_evaluations_agree():
         assert torch.equal(first, model(input_ids).logits)
 
 
+@pytest.mark.parametrize("changes", [{}, {"hash_seed": 4}, {"allow_duplicate_attention": False}], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_callers_default_type_and_device_change_no_rotation_and_no_result(training, changes, monkeypatch):
+    model, made = training_model(num_hashes=3, **changes).train(training), recorded_rotations(monkeypatch)
+    input_ids, logits = tokens(model.config, 2, 53), []
+    for dtype, device in (
+        (torch.float32, "cpu"),
+        (torch.float64, "cpu"),
+        (torch.bfloat16, "cpu"),
+        (torch.float32, "meta"),
+    ):
+        torch.manual_seed(1)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                logits.append(model(input_ids).logits)
+        finally:
+            torch.set_default_dtype(before)
+    rotations = [drawn for _, drawn in made]
+    assert len(rotations) == 8 and all(
+        torch.equal(a, b) for a, b in zip(rotations, rotations[2:] + rotations[:2], strict=True)
+    )
+    assert all(torch.equal(one, logits[0]) for one in logits)
+
+
 def test_an_evaluation_leaves_the_global_generator_as_it_was():
     model = training_model().eval()
     torch.manual_seed(3)

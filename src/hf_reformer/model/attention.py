@@ -1,7 +1,10 @@
 """The self-attention of each layer type: projections around the pure functions of the other modules.
 
 Parameter names are those of transformers: `query_key` and `value` where queries and keys are shared (LSH), else `query`,
-`key` and `value`; no biases. Shapes: B batch, L length, H heads, D head size, R hash rounds.
+`key` and `value`; no biases. A new layer type is a class in `ATTENTION_CLASSES`, made from the nearest one here, with a `rule`
+of its own: attention, its gradients, decoding over a cache and exported graphs follow from that.
+
+Shapes: B batch, L length, H heads, D head size, R hash rounds.
 """
 
 import math
@@ -12,9 +15,9 @@ from torch import nn
 
 from .attention_chunked import attention_probabilities, chunked_attention
 from .attention_full import full_attention
-from .attention_layout import Layout
+from .attention_layout import Layout, Rings, Windows
+from .attention_rule import FAR, Rule
 from .attention_traced import traced_attention
-from .configuration_reformer import PUBLISHED_LAYERS, STRICT_LAYERS
 from .hashing import compute_buckets, hash_rotations
 from .sorting import bucket_bounds, sort_by_bucket
 from .tracing import tracing
@@ -34,86 +37,138 @@ class SelfAttentionOutput(NamedTuple):
 
 
 class ReformerSelfAttention(nn.Module):
-    """What all layer types share. Subclasses name the configuration's prefix for their windows and their dropout."""
+    """What all layer types share. The configuration is read at each call, so that a field changed in between counts."""
 
     tokenwise = True  # the projections; what mixes tokens is called with all of them
     projections = ("query", "key", "value")
-    prefix = "local"
+    prefix = "local"  # of the fields of the configuration for windows and dropout
+    hashes = False
+    strict = False  # steps are counted in slots, of one bucket; else in positions
+    chunked = True
 
     def __init__(self, config, layer_idx):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.layer_type = config.attn_layers[layer_idx]
-        self.strict = self.layer_type.startswith("strict")
         self.heads, self.head_size = config.num_attention_heads, config.attention_head_size
-        self.dropout = getattr(config, f"{self.prefix}_attention_probs_dropout_prob")
-        self.chunk_length = getattr(config, f"{self.prefix}_attn_chunk_length")
-        self.before = getattr(config, f"{self.prefix}_num_chunks_before")
-        self.after = getattr(config, f"{self.prefix}_num_chunks_after")
         for name in self.projections:
             setattr(self, name, nn.Linear(config.hidden_size, self.heads * self.head_size, bias=False))
+
+    @property
+    def shared(self):
+        """Whether the queries, normalised, are the keys."""
+        return "key" not in self.projections
+
+    @property
+    def chunk_length(self):
+        return getattr(self.config, f"{self.prefix}_attn_chunk_length")
+
+    @property
+    def before(self):
+        return getattr(self.config, f"{self.prefix}_num_chunks_before")
+
+    @property
+    def after(self):
+        return getattr(self.config, f"{self.prefix}_num_chunks_after")
+
+    @property
+    def dropout(self):
+        return getattr(self.config, f"{self.prefix}_attention_probs_dropout_prob") if self.training else 0.0
+
+    @property
+    def rule(self):
+        before = self.before * self.chunk_length if self.strict else FAR
+        after = self.after * self.chunk_length if self.strict else FAR
+        return Rule(before, 0 if self.config.is_decoder else after, exclude_self=self.shared)
 
     def project(self, hidden_states):
         """(B, L, hidden) -> queries, keys (None where shared), values, each (B, L, H, D)."""
         vectors = {n: getattr(self, n)(hidden_states).unflatten(-1, (self.heads, -1)) for n in self.projections}
         return vectors.get("query", vectors.get("query_key")), vectors.get("key"), vectors["value"]
 
-    def forward(self, vectors, cache=None, rotations=None, output_attentions=False, keep_last=0, **arguments):
-        """Queries, keys and values as `project` gives them -> `SelfAttentionOutput`. A `cache` (a layer of
-        `ReformerCache`) is added to; what it holds already stands before the L tokens. With `keep_last` the empty cache
-        takes in all tokens, and only so many of them, the last, attend."""
-        if keep_last:
-            first, last = zip(*((None, None) if x is None else _split(x, keep_last) for x in vectors), strict=True)
-            cache.fill(self, *first, rotations, None)
-            return self.forward(last, cache, rotations)
-        if cache is not None and cache.get_seq_length() > 0:
-            attended, probabilities = cache.attend(self, *vectors, rotations)
-            return SelfAttentionOutput(attended.flatten(2), None, probabilities if output_attentions else None)
-        if tracing() and cache is None and not output_attentions and self.traceable:
-            attended = traced_attention(self, *vectors, arguments.get("real_tokens"), rotations)
-            return SelfAttentionOutput(attended.flatten(2), None, None)
-        attended = self.attend_all(*vectors, rotations=rotations, output_attentions=output_attentions, **arguments)
-        if cache is not None:
-            cache.fill(self, *vectors, rotations, attended.routing)
-        return attended
-
-    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
-        """Attention over the whole sequence, (B, L, H, D) each -> `SelfAttentionOutput`."""
-        raise NotImplementedError
-
     def sample_rotations(self, num_hashes, device, dtype):
         """Rotations for one forward pass, drawn before anything else is; None for layers that do not hash."""
         return None
 
-    def window_dropout(self, layout, dtype):
+    def forward(
+        self, vectors, cache=None, rotations=None, output_attentions=False, keep_last=0, real_tokens=None, routing=None
+    ):
+        """Queries, keys and values as `project` gives them -> `SelfAttentionOutput`, by the way that fits the call.
+
+        Args:
+            cache: a layer of `ReformerCache`, which is added to; what it holds stands before the L tokens.
+            rotations: as `sample_rotations` gives them.
+            keep_last: see `prefill`.
+            real_tokens: (B, L) bool, False for padding, or None. With a filled cache the cache knows.
+            routing: what an earlier call with these queries gave.
+        """
+        if cache is None and tracing() and not output_attentions:
+            return self.traced(vectors, rotations, real_tokens)
+        if cache is None:
+            return self.over_all(vectors, rotations, real_tokens, routing, output_attentions)
+        if cache.get_seq_length() == 0:
+            return self.prefill(vectors, cache, rotations, real_tokens, output_attentions, keep_last)
+        return self.decode(vectors, cache, rotations, output_attentions)
+
+    def over_all(self, vectors, rotations=None, real_tokens=None, routing=None, output_attentions=False):
+        """Every token attends: block by block, with a backward of its own."""
+        (q, k, v), length = vectors, vectors[2].shape[1]
+        padded = self.padded_length(length)
+        q, k, v = (_pad(x, padded) for x in vectors)
+        layout, routing = self.layout(q, length, rotations, real_tokens, routing)
+        dropout_mask = self.window_dropout(layout.windows.chunk, layout.windows.slots, v)
+        attended = chunked_attention(q, k, v, layout, dropout_mask, self.config._attn_implementation)
+        probabilities = attention_probabilities(q, k, v, layout) if output_attentions else None
+        if output_attentions and padded == layout.windows.chunk and layout.rings.rounds == 1:
+            probabilities = probabilities.squeeze(2)
+        return SelfAttentionOutput(attended[:, :length].flatten(2), routing, probabilities)
+
+    def traced(self, vectors, rotations=None, real_tokens=None):
+        """The same as one expression, for graphs with an open length and for `torch.func`."""
+        return SelfAttentionOutput(traced_attention(self, *vectors, real_tokens, rotations).flatten(2), None, None)
+
+    def prefill(self, vectors, cache, rotations=None, real_tokens=None, output_attentions=False, keep_last=0):
+        """The first piece for an empty cache. With `keep_last` only so many tokens attend, the last."""
+        if keep_last:
+            start = vectors[2].shape[1] - keep_last
+            cache.fill(self, *(None if x is None else x[:, :start] for x in vectors), rotations, None)
+            return self.decode([None if x is None else x[:, start:] for x in vectors], cache, rotations)
+        attended = self.over_all(vectors, rotations, real_tokens, None, output_attentions)
+        cache.fill(self, *vectors, rotations, attended.routing)
+        return attended
+
+    def decode(self, vectors, cache, rotations=None, output_attentions=False):
+        """A piece that follows what is cached."""
+        attended, probabilities = cache.attend(self, *vectors, rotations)
+        return SelfAttentionOutput(attended.flatten(2), None, probabilities if output_attentions else None)
+
+    # --- for layers that work in chunks
+
+    def layout(self, q, length, rotations, real_tokens, routing):
+        """The `Layout` for queries (B, padded length, H, D), `length` of them tokens, and the routing (or None)."""
+        raise NotImplementedError
+
+    def make_layout(self, q, rounds=1, order=None, **others):
+        batch, padded, heads, _ = q.shape
+        rings = Rings(batch, padded, heads, q.device, rounds, order, joined=not self.strict)
+        windows = Windows(self.chunk_length, self.before, self.after)
+        if padded <= self.chunk_length:  # one chunk holds everything
+            windows = Windows(padded, 0, 0)
+        return Layout(rings, windows, self.rule, **others)
+
+    def routed_layout(self, q, routing, real_tokens):
+        """The layout of tokens that stand in the order of `routing`."""
+        once = self.hashes and not self.config.allow_duplicate_attention
+        where = {"bounds": bucket_bounds(routing.sorted_buckets)} if self.strict else {"real_tokens": real_tokens}
+        return self.make_layout(q, len(routing.order), routing.order, correct_duplicates=once, **where)
+
+    def window_dropout(self, chunk, slots, like):
         """One dropout mask (M, W) for all windows, or None."""
-        if not self.training or self.dropout == 0:
+        if self.dropout == 0:
             return None
-        ones = torch.ones(layout.chunk_length, layout.chunk_length * layout.window_chunks, device=layout.device)
-        return nn.functional.dropout(ones.to(torch.promote_types(dtype, torch.float32)), self.dropout)
-
-    def attend(self, q, k, v, layout, length, output_attentions):
-        """Chunked attention over padded vectors (B, layout.length, H, D), cut back to `length` tokens."""
-        implementation = self.config._attn_implementation
-        attended = chunked_attention(q, k, v, layout, self.window_dropout(layout, v.dtype), implementation)
-        probabilities = None
-        if output_attentions:
-            probabilities = attention_probabilities(q, k, v, layout)
-            if layout.length == layout.chunk_length and layout.rounds == 1:
-                probabilities = probabilities.squeeze(2)
-        return attended[:, :length].flatten(2), probabilities
-
-    def make_layout(self, shape, device, num_hashes=1, **kwargs):
-        """Rings and windows for (B, padded L) tokens."""
-        batch, length = shape
-        chunk, before, after = self.chunk_length, self.before, self.after
-        if length <= chunk:  # one chunk holds everything
-            chunk, before, after = length, 0, 0
-        return Layout(
-            batch=batch, length=length, heads=self.heads, rounds=num_hashes, chunk_length=chunk, before=before,
-            after=after, causal=self.config.is_decoder, device=device, **kwargs,
-        )  # fmt: skip
+        ones = torch.ones(chunk, slots, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        return nn.functional.dropout(ones, self.dropout)
 
     def padded_length(self, length):
         """What chunking needs: strict layers pad to their own chunks; published ones as transformers does, below."""
@@ -121,99 +176,70 @@ class ReformerSelfAttention(nn.Module):
             return length if length <= self.chunk_length else math.ceil(length / self.chunk_length) * self.chunk_length
         return published_length(self.config, length)
 
-    def strict_layout(self, routing, exclude_self):
-        """The layout of a strict layer whose tokens stand in the order of `routing`."""
-        rounds, heads_in_batch, padded = routing.order.shape
-        return self.make_layout(
-            (heads_in_batch // self.heads, padded), routing.order.device, rounds, exclude_self=exclude_self,
-            order=routing.order, bounds=bucket_bounds(routing.sorted_buckets), **self.reach,
-            correct_duplicates=exclude_self and not self.config.allow_duplicate_attention,
-        )  # fmt: skip
-
-    @property
-    def traceable(self):
-        """Whether `traced_attention` knows this layer; full attention needs nothing of the kind."""
-        return self.layer_type in PUBLISHED_LAYERS + STRICT_LAYERS and self.config.allow_duplicate_attention
-
-    @property
-    def reach(self):
-        return {"reach_before": self.before * self.chunk_length, "reach_after": self.after * self.chunk_length}
-
 
 class LocalSelfAttention(ReformerSelfAttention):
-    """`"local"`: chunks of the sequence and their neighbours, round its end when bidirectional, as in Trax.
+    """`"local"`: chunks of the sequence and their neighbours, round its end when bidirectional, as in Trax."""
 
-    `"strict_local"`: the `local_num_chunks_before * local_attn_chunk_length` latest tokens (and, bidirectional, as many
-    later ones as `local_num_chunks_after` says) and itself. Padding is not counted, wherever it stands.
-    """
+    def layout(self, q, length, rotations, real_tokens, routing):
+        return self.make_layout(q, real_tokens=_real(real_tokens, q, length)), None
 
-    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
-        batch, length = v.shape[:2]
-        padded = self.padded_length(length)
-        q, k, v = (_pad(x, padded) for x in (q, k, v))
-        if self.strict and real_tokens is not None:
-            if routing is None:
-                one_bucket = torch.zeros(batch, 1, 1, padded, dtype=torch.int32, device=v.device)
-                routing = _sort(one_bucket.expand(-1, self.heads, -1, -1), _real(real_tokens, v, padded, length), 1)
-            layout = self.strict_layout(routing, exclude_self=False)
-        elif self.strict:
-            bounds = tuple(torch.tensor([[[bound]]], device=v.device) for bound in (0, length - 1))
-            layout = self.make_layout((batch, padded), v.device, exclude_self=False, bounds=bounds, **self.reach)
-        else:
-            real_tokens = _real(real_tokens, v, padded, length)
-            layout = self.make_layout((batch, padded), v.device, exclude_self=False, real_tokens=real_tokens)
-        attended, probabilities = self.attend(q, k, v, layout, length, output_attentions)
-        return SelfAttentionOutput(attended, routing, probabilities)
+
+class StrictLocalSelfAttention(ReformerSelfAttention):
+    """`"strict_local"`: the `local_num_chunks_before * local_attn_chunk_length` latest tokens (and, bidirectional, as many
+    later ones as `local_num_chunks_after` says) and itself. Padding is not counted, wherever it stands."""
+
+    strict = True
+
+    def layout(self, q, length, rotations, real_tokens, routing):
+        if real_tokens is None:
+            return self.make_layout(q, bounds=(0, length - 1)), None
+        if routing is None:
+            one_bucket = torch.zeros((q.shape[0], self.heads, 1, q.shape[1]), dtype=torch.int32, device=q.device)
+            routing = _sort(one_bucket, _real(real_tokens, q, length), 1)
+        return self.routed_layout(q, routing, None), routing
 
 
 class LSHSelfAttention(ReformerSelfAttention):
     """`"lsh"`: windows of chunks in the order of (round, bucket, position), as Trax and transformers compute them; up to
-    one chunk of tokens attends without hashing.
-
-    `"strict_lsh"`: in each round the `lsh_num_chunks_before * lsh_attn_chunk_length` tokens of the query's own bucket
-    that stand before it (and, bidirectional, as many after it as `lsh_num_chunks_after` says).
-    """
+    one chunk of tokens attends without hashing."""
 
     projections = ("query_key", "value")
     prefix = "lsh"
+    hashes = True
 
     def sample_rotations(self, num_hashes, device, dtype):
         return hash_rotations(self.config, self.layer_type, self.layer_idx, num_hashes, self.training, device, dtype)
 
-    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
-        batch, length = v.shape[:2]
-        padded = self.padded_length(length)
-        q, v = _pad(q, padded), _pad(v, padded)
-        real_tokens = _real(real_tokens, v, padded, length)
-        if not self.strict and padded <= self.chunk_length:
-            layout = self.make_layout((batch, padded), v.device, exclude_self=True, real_tokens=real_tokens)
-        else:
-            if routing is None:
-                factors = self.config.bucket_factors(self.layer_type)
-                routing = _sort(compute_buckets(q, rotations, factors), real_tokens, math.prod(factors))
-            layout = self.lsh_layout(routing, real_tokens)
-        attended, probabilities = self.attend(q, None, v, layout, length, output_attentions)
-        return SelfAttentionOutput(attended, routing, probabilities)
+    def layout(self, q, length, rotations, real_tokens, routing):
+        real_tokens = _real(real_tokens, q, length)
+        if not self.strict and q.shape[1] <= self.chunk_length:
+            return self.make_layout(q, real_tokens=real_tokens), routing
+        if routing is None:
+            factors = self.config.bucket_factors(self.layer_type)
+            routing = _sort(compute_buckets(q, rotations, factors), real_tokens, math.prod(factors))
+        return self.routed_layout(q, routing, real_tokens), routing
 
-    def lsh_layout(self, routing, real_tokens):
-        if self.strict:
-            return self.strict_layout(routing, exclude_self=True)
-        rounds, heads_in_batch, padded = routing.order.shape
-        return self.make_layout(
-            (heads_in_batch // self.heads, padded), routing.order.device, rounds, exclude_self=True,
-            order=routing.order, real_tokens=real_tokens, correct_duplicates=not self.config.allow_duplicate_attention,
-        )  # fmt: skip
+
+class StrictLSHSelfAttention(LSHSelfAttention):
+    """`"strict_lsh"`: in each round the `lsh_num_chunks_before * lsh_attn_chunk_length` tokens of the query's own bucket
+    that stand before it (and, bidirectional, as many after it as `lsh_num_chunks_after` says)."""
+
+    strict = True
 
 
 class FullSelfAttention(ReformerSelfAttention):
     """`"full"`: ordinary attention, softmax(q k / sqrt(D)) v over all tokens, the baseline."""
 
-    def attend_all(self, q, k, v, real_tokens=None, rotations=None, routing=None, output_attentions=False):
+    chunked = False
+
+    def over_all(self, vectors, rotations=None, real_tokens=None, routing=None, output_attentions=False):
         attended, probabilities = full_attention(
-            q, k, v, causal=self.config.is_decoder, real_tokens=real_tokens,
-            dropout=self.dropout if self.training else 0.0, output_attentions=output_attentions,
-        )  # fmt: skip
+            *vectors, self.rule, real_tokens=real_tokens, dropout=self.dropout, output_attentions=output_attentions
+        )
         return SelfAttentionOutput(attended.flatten(2), None, probabilities)
+
+    def traced(self, vectors, rotations=None, real_tokens=None):
+        return self.over_all(vectors, rotations, real_tokens)
 
 
 class FullSharedQKSelfAttention(FullSelfAttention):
@@ -226,17 +252,12 @@ class FullSharedQKSelfAttention(FullSelfAttention):
 
 ATTENTION_CLASSES = {
     "local": LocalSelfAttention,
-    "strict_local": LocalSelfAttention,
+    "strict_local": StrictLocalSelfAttention,
     "lsh": LSHSelfAttention,
-    "strict_lsh": LSHSelfAttention,
+    "strict_lsh": StrictLSHSelfAttention,
     "full": FullSelfAttention,
     "full_shared_qk": FullSharedQKSelfAttention,
 }
-
-
-def _split(x_BLHD, count):
-    """All tokens but the last `count`, and those."""
-    return x_BLHD.split([x_BLHD.shape[1] - count, count], dim=1)
 
 
 def _pad(x_BLHD, length):
@@ -246,12 +267,13 @@ def _pad(x_BLHD, length):
     return nn.functional.pad(x_BLHD, (0, 0, 0, 0, 0, length - x_BLHD.shape[1]))
 
 
-def _real(real_tokens, like, padded, length):
-    """The mask (B, padded) with what was padded marked as such, or None where every token is real."""
+def _real(real_tokens, q_BLHD, length):
+    """The mask (B, padded length) with what was padded marked as such, or None where every token is real."""
+    batch, padded = q_BLHD.shape[:2]
     if padded == length:
         return real_tokens
     if real_tokens is None:
-        real_tokens = torch.ones(like.shape[0], length, dtype=torch.bool, device=like.device)
+        real_tokens = torch.ones(batch, length, dtype=torch.bool, device=q_BLHD.device)
     return nn.functional.pad(real_tokens, (0, padded - length), value=False)
 
 
@@ -263,8 +285,8 @@ def _sort(buckets, real_tokens, num_buckets):
 def published_length(config, length):
     """Length that transformers pads an input to in evaluation: a multiple of all chunk lengths of the model's `"local"`
     and `"lsh"` layers, once it is longer than the smallest of them."""
-    chunks = {"local": config.local_attn_chunk_length, "lsh": config.lsh_attn_chunk_length}
-    chunks = [chunks[kind] for kind in set(config.attn_layers) if kind in chunks]
+    kinds = [ATTENTION_CLASSES[kind] for kind in config.attn_layers]
+    chunks = {getattr(config, f"{k.prefix}_attn_chunk_length") for k in kinds if k.chunked and not k.strict}
     if length <= min(chunks):
         return length
     multiple = math.lcm(*chunks)

@@ -10,14 +10,14 @@ so with p^r the softmax inside round r, z_i^r its logsumexp and w_i^r = e^{z_i^r
     dv_j = \sum_{r,i} p_{ij}^r (w_i^r do_i),    ds_{ij}^r = p_{ij}^r (w_i^r do_i \cdot v_j - w_i^r do_i \cdot o_i).
 
 No gradient flows through z^r, no probability outlives its block, and what is kept between forward and backward is the
-merged output, Z, z^r and the order. Queries and keys that are shared are normalised inside the block
+merged output, Z, z^r and the order. A gradient that is to be differentiated in turn (`create_graph`) is taken by ordinary
+autograd. Queries and keys that are shared are normalised inside the block
 (k = q / sqrt(mean(q^2) + 1e-6) / sqrt(D), as Trax and transformers do).
 
-Shapes as in `layout.py`; matrices of tokens are (B * L * H, D), D head size.
+Shapes as in `attention_layout.py`; matrices of tokens are (B * L * H, D), D head size.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from .attention_blocks import (
     ALONE,
@@ -25,15 +25,15 @@ from .attention_blocks import (
     Gradients,
     SdpaBlocks,
     add_,
-    alone,
     gather,
+    or_own,
     put_,
     sdpa_applies,
     take,
     unit_keys_backward,
 )
-from .attention_duplicates import self_weight
-from .attention_flex import FlexRings, flex_applies
+from .attention_flex import FlexRings, flex_applies, merge_rounds
+from .hashing import without_autocast
 
 
 def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"):
@@ -42,7 +42,7 @@ def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"
     Args:
         q, v: (B, L, H, D).
         k: the same, or None where queries and keys are shared and normalised (LSH).
-        layout: which slots, which windows, which masks.
+        layout: which slots, which windows, which rule.
         dropout_mask: (M, W), 0 or 1 / (1 - p), or None; one mask for all chunks, rounds, heads and examples, as in Trax.
         implementation: `"eager"`, `"sdpa"` (PyTorch's fused kernels inside a block) or `"flex_attention"`. The fused ones
             know no dropout mask and no correction of duplicates: then the eager one runs.
@@ -60,9 +60,13 @@ def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"
         kernel = SdpaBlocks
     elif implementation == "flex_attention" and flex_applies(layout):
         kernel = FlexRings
-    if kernel is FlexRings and v.device.type == "cuda":
-        return FlexRings.rings(q, k, v, layout)[0].view(shape).to(dtype)
-    return ChunkedAttention.apply(q, k, v, layout, dropout_mask, kernel).view(shape).to(dtype)
+    if torch._C._are_functorch_transforms_active():
+        out = plain_attention(q, k, v, layout, dropout_mask)
+    elif kernel is FlexRings and v.device.type == "cuda":
+        out = FlexRings.rings(q, k, v, layout)[0]
+    else:
+        out = ChunkedAttention.apply(q, k, v, layout, dropout_mask, kernel)
+    return out.view(shape).to(dtype)
 
 
 class ChunkedAttention(torch.autograd.Function):
@@ -70,7 +74,7 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, layout, dropout_mask, kernel):
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v):
             if kernel is FlexRings:
                 out, lse_rounds, lse = FlexRings.rings(q, k, v, layout)
             else:
@@ -80,11 +84,13 @@ class ChunkedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_out):
         q, k, v, out, lse_rounds, lse, dropout_mask = ctx.saved_tensors
-        with torch.autocast(v.device.type, enabled=False):
-            grads = _backward(grad_out, q, k, v, out, lse_rounds, lse, ctx.layout, dropout_mask, ctx.kernel)
+        with without_autocast(v):
+            if torch.is_grad_enabled():  # `create_graph`: these gradients are to be differentiated in turn
+                grads = _gradients_with_graph(grad_out, q, k, v, ctx.layout, dropout_mask)
+            else:
+                grads = _backward(grad_out, q, k, v, out, lse_rounds, lse, ctx.layout, dropout_mask, ctx.kernel)
         return *grads, None, None, None
 
 
@@ -92,7 +98,7 @@ def _forward(q, k, v, layout, dropout_mask, kernel):
     working = torch.promote_types(v.dtype, torch.float32)
     out = v.new_empty(v.shape, dtype=working)
     lse = v.new_empty((v.shape[0], 1), dtype=working)
-    lse_rounds = v.new_empty((layout.rounds, v.shape[0], 1), dtype=working)
+    lse_rounds = v.new_empty((layout.rings.rounds, v.shape[0], 1), dtype=working)
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
         new_out, new_lse = kernel.forward(x, layout, block, dropout_mask)
@@ -100,10 +106,11 @@ def _forward(q, k, v, layout, dropout_mask, kernel):
         if block.round > 0:
             old_out, old_lse = take(out, x.query_rows), take(lse, x.query_rows)
             new_out, new_lse = _merge(old_out, old_lse, new_out, new_lse)
+        if block.round == layout.rings.rounds - 1:
+            own = layout.windows.own(x.v).reshape(new_out.shape)
+            new_out = or_own(new_out, new_lse, own, _weight(layout, x))
         put_(out, x.query_rows, new_out)
         put_(lse, x.query_rows, new_lse)
-    own = alone(lse)
-    out.index_copy_(0, own, v.index_select(0, own).to(working) * self_weight(layout, working, own))
     return out, lse_rounds, lse
 
 
@@ -113,20 +120,27 @@ def _merge(out, lse, new_out, new_lse):
     return out.mul_((lse - merged).exp_()).addcmul_(new_out, (new_lse - merged).exp_()), merged
 
 
+def _weight(layout, x):
+    """Of the own values of a block's queries where they see nothing."""
+    applies = x.v.dtype == torch.float32 and layout.self_weight is not None
+    return take(layout.self_weight, x.query_rows) if applies else None
+
+
 def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, kernel):
-    grad_out = grad_out.to(out.dtype)
+    grad_out, windows = grad_out.to(out.dtype), layout.windows
     weights = (lse_rounds - lse).exp_().masked_fill_(lse < ALONE, 0)
     grad_q, grad_k, grad_v = torch.zeros_like(out), None if k is None else torch.zeros_like(out), torch.zeros_like(out)
-    own = alone(lse)
-    grad_v.index_copy_(0, own, grad_out.index_select(0, own) * self_weight(layout, out.dtype, own))
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
         y = Gradients(*(take(z, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))
         d_q, d_k, d_v = kernel.backward(x, layout, block, dropout_mask, y)
+        if block.round == layout.rings.rounds - 1:
+            own = or_own(torch.zeros_like(y.grad_out), y.lse, y.grad_out, _weight(layout, x))
+            windows.own(d_v).add_(own.view(windows.own(d_v).shape))
         add_(grad_v, x.rows, d_v.flatten(0, 1))
         if k is None:
             d_x = unit_keys_backward(x.shared, d_k)
-            layout.middle(d_x).add_(d_q.view(layout.middle(d_x).shape))
+            windows.own(d_x).add_(d_q.view(windows.own(d_x).shape))
             add_(grad_q, x.rows, d_x.flatten(0, 1))
         else:
             add_(grad_q, x.query_rows, d_q.flatten(0, 1))
@@ -134,17 +148,42 @@ def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, ker
     return tuple(None if g is None else g.to(v.dtype) for g in (grad_q, grad_k, grad_v))
 
 
+def plain_attention(q, k, v, layout, dropout_mask=None):
+    """What `_forward` gives, by ordinary operations, which can be differentiated as often as one likes: nothing is written
+    over, and the rounds are merged at the end."""
+    outs, lses, rows = ([[] for _ in range(layout.rings.rounds)] for _ in range(3))
+    for block in layout.blocks():
+        x = gather(q, k, v, layout, block)
+        out, lse = EagerBlocks.forward(x, layout, block, dropout_mask)
+        row = x.query_rows
+        row = torch.arange(row.start, row.stop, row.step, device=v.device) if isinstance(row, slice) else row
+        for parts, part in ((outs, out), (lses, lse), (rows, row)):
+            parts[block.round].append(part)
+    in_order = [torch.cat(row).argsort() for row in rows]
+    outs, lses = (
+        torch.stack([torch.cat(p).index_select(0, i) for p, i in zip(parts, in_order, strict=True)])
+        for parts in (outs, lses)
+    )
+    return merge_rounds(outs, lses, v, layout)[0]
+
+
+def _gradients_with_graph(grad_out, q, k, v, layout, dropout_mask):
+    given = [x for x in (q, k, v) if x is not None and x.requires_grad]
+    again = {id(x): x.view_as(x) for x in given}  # one of the vectors may have been made from another
+    out = plain_attention(*(again.get(id(x), x) for x in (q, k, v)), layout, dropout_mask)
+    grads = iter(torch.autograd.grad(out, list(again.values()), grad_out.to(out.dtype), create_graph=True))
+    return tuple(next(grads) if id(x) in again else None for x in (q, k, v))
+
+
 def attention_probabilities(q, k, v, layout):
     """The probabilities themselves, for `output_attentions`: (B, H, R * L / M, M, W), each round normalised on its own
     as in transformers, and a token that sees nothing on itself. No gradient, and memory for all of it."""
     q, k, v = (None if x is None else x.detach().reshape(-1, x.shape[-1]) for x in (q, k, v))
-    own = layout.before * layout.chunk_length
-    parts = []
+    rings, windows, parts = layout.rings, layout.windows, []
+    itself = (windows.steps(v.device) == 0).to(torch.promote_types(v.dtype, torch.float32))
     for block in layout.blocks():
         probs, lse = EagerBlocks.softmax(gather(q, k, v, layout, block), layout, block)
-        itself = torch.eye(layout.chunk_length, probs.shape[-1] - own, dtype=probs.dtype, device=probs.device)
-        probs = torch.where(lse < ALONE, torch.nn.functional.pad(itself, (own, 0)), probs)
-        parts.append(probs.flatten(0, 1))
+        parts.append(torch.where(lse < ALONE, itself, probs).flatten(0, 1))
     # blocks come round by round, ring by ring
-    shape = (layout.rounds, layout.batch, layout.heads, layout.chunks_per_round, layout.chunk_length, -1)
+    shape = (rings.rounds, rings.batch, rings.heads, layout.chunks_per_round, windows.chunk, windows.slots)
     return torch.cat(parts).view(shape).permute(1, 2, 0, 3, 4, 5).flatten(2, 3)

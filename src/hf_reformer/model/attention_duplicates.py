@@ -1,6 +1,6 @@
 """How often a query meets the same key, over the rounds and inside one window: used where that must not count, or is felt.
 
-Shapes as in `layout.py`.
+Shapes as in `attention_layout.py`.
 """
 
 import torch
@@ -13,74 +13,55 @@ def log_counts(layout, block, dtype):
 
     N_ij is the number of times that key j stands in a window of query i, over all rounds; 1 where it never does.
     """
-    tokens = layout.take(layout.as_rings(layout.tokens.to(torch.int64)), block)
-    heads = torch.arange(block.ring, block.ring_end, device=layout.device) % layout.heads_in_batch
+    rows = layout.take(layout.rings.head_rows, block)
 
     def of_queries(per_token):
-        return layout.middle(per_token[heads].gather(1, tokens)).reshape(-1, layout.chunk_length, 1)
+        return layout.windows.per_query(per_token.take(rows))
 
     def of_keys(per_token):
-        return layout.windows(per_token[heads].gather(1, tokens))[:, None, :]
+        return layout.windows.per_key(per_token.take(rows))
 
-    count = _strict_counts if layout.strict else _ring_counts
-    return count(layout, of_queries, of_keys).clamp_(min=1).to(dtype).log_()
-
-
-def _strict_counts(layout, of_queries, of_keys):
-    slots = _slot_of_token(layout)
-    first, last = (b.expand(slots.shape).to(torch.int64).gather(2, slots) for b in layout.bounds)
-    total = 0
-    for r in range(layout.rounds):
-        step = of_keys(slots[r]) - of_queries(slots[r])
-        left = torch.maximum(of_queries(first[r] - slots[r]), torch.tensor(-layout.reach_before))
-        right = torch.minimum(of_queries(last[r] - slots[r]), torch.tensor(layout.reach_after))
-        total = total + ((step >= left) & (step <= right)).to(torch.float32)
-    return total
+    if layout.bounds is None:
+        count = ring_counts(layout.places, layout.ring_chunks, layout.windows.offsets, of_queries, of_keys)
+    else:
+        count = strict_counts(layout.places, layout.rule, of_queries, of_keys)
+    return count.clamp_(min=1).to(dtype).log_()
 
 
-def _ring_counts(layout, of_queries, of_keys):
-    chunks = _ring_chunk_of_token(layout)
-    return sum(_times_in_window(layout, of_keys(key) - of_queries(query)) for query in chunks for key in chunks)
+def strict_counts(places, rule, of_queries, of_keys):
+    """places: for each round, the slot of each token and its steps to its bucket's first and last slot."""
+    return sum(
+        rule.sees(of_keys(slot) - of_queries(slot), of_queries(left), of_queries(right)).to(torch.float32)
+        for slot, left, right in places
+    )
 
 
-def _times_in_window(layout, step):
+def ring_counts(places, ring, offsets, of_queries, of_keys):
+    """places: for each round, the chunk of each token, of the `ring` chunks that all rounds have."""
+    return sum(times_in_window(of_keys(key) - of_queries(query), ring, offsets) for query in places for key in places)
+
+
+def times_in_window(step, ring, offsets):
     """How often a chunk that is `step` chunks ahead stands in a window."""
-    ring = layout.ring_chunks
-    offsets = [offset if abs(offset) < ring else 0 for offset in layout.offsets]
+    offsets = [offset if abs(offset) < ring else 0 for offset in offsets]
     return sum(((step - offset) % ring == 0).to(torch.float32) for offset in offsets)
 
 
-def _slot_of_token(layout):
-    """(R, B * H, L) int64: the inverse of `layout.tokens`."""
-    tokens = layout.tokens.to(torch.int64)
-    slots = torch.arange(layout.length, device=layout.device).expand_as(tokens)
-    return torch.empty_like(tokens).scatter_(2, tokens, slots)
-
-
-def _ring_chunk_of_token(layout):
-    chunk = torch.div(_slot_of_token(layout), layout.chunk_length, rounding_mode="floor")
-    return chunk + layout.chunks_per_round * torch.arange(layout.rounds, device=layout.device)[:, None, None]
-
-
-def self_weight(layout, dtype, rows):
-    """Weight of the own value of tokens that see nothing else: 1, or in float32 `"lsh"` what the originals get.
+def self_weight(layout):
+    """Weight of the own value of tokens that see nothing else: None for 1, or in float32 `"lsh"` what the originals get.
 
     They score a token with itself at -1e5, where float32 numbers are 2^-7 apart: if it stands m times in its windows, the
     probabilities add up to 1, 0.99784, 0.99705, ... for m = 1, 2, 3, ... That is part of the published numbers.
 
-    Args:
-        rows: (T) int64, these tokens' rows of a (B * L * H, D) matrix.
-
     Returns:
-        1, or (T, 1).
+        (B * L * H, 1) float32, or None.
     """
-    once = layout.rounds == 1 and layout.chunks_per_round >= layout.window_chunks
-    ordinary = layout.strict or not layout.exclude_self or layout.order is None or layout.correct_duplicates
-    if ordinary or once or dtype != torch.float32:
-        return 1
-    chunks = _ring_chunk_of_token(layout).unflatten(1, (layout.batch, layout.heads)).transpose(2, 3)
-    chunks = chunks.flatten(1)[:, rows]
-    met = torch.stack([sum(_times_in_window(layout, other - r) for other in chunks) for r in chunks])
-    per_round = SELF_MASK + met.to(dtype).log()
-    merged = torch.logsumexp(per_round, 0)
-    return (met * (SELF_MASK - per_round).exp() * (per_round - merged).exp()).sum(0)[:, None]
+    rings, windows = layout.rings, layout.windows
+    once = rings.rounds == 1 and layout.chunks_per_round >= windows.chunks
+    if not rings.joined or rings.order is None or not layout.rule.exclude_self or layout.correct_duplicates or once:
+        return None
+    places, ring = layout.places, layout.ring_chunks
+    met = torch.stack([sum(times_in_window(key - query, ring, windows.offsets) for key in places) for query in places])
+    per_round = SELF_MASK + met.log()
+    weight = (met * (SELF_MASK - torch.logsumexp(per_round, 0)).exp()).sum(0)
+    return weight.unflatten(0, (rings.batch, rings.heads)).transpose(1, 2).reshape(-1, 1)

@@ -3,7 +3,7 @@
 Each ring is one sequence; a block of queries is a chunk and its blocks of keys are the chunks of its window, so nothing is
 scored that no window holds. Compiled on CUDA, with its own backward (not run there by us). Elsewhere it runs uncompiled,
 which is readable but scores everything, for comparison at small sizes; since it has no backward on a CPU, the gradient is
-then that of `EagerBlocks`. Shapes as in `layout.py`.
+then that of `EagerBlocks`. Shapes as in `attention_layout.py`.
 """
 
 from functools import cache
@@ -11,32 +11,35 @@ from functools import cache
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .attention_blocks import EagerBlocks, alone, unit_keys
-from .attention_duplicates import self_weight
-from .attention_layout import MASKED
+from .attention_blocks import EagerBlocks, or_own, unit_keys
+from .attention_rule import MASKED
 
 
 def flex_applies(layout):
     """Where a window meets a chunk twice, the mask cannot say so."""
-    return layout.strict or layout.ring_chunks >= layout.window_chunks
+    return layout.bounds is not None or layout.ring_chunks >= layout.windows.chunks
 
 
 def flex_forward(q, k, v, layout):
-    """What `chunked_attention._forward` gives, for q, k, v (B * L * H, D): output, z^r and Z."""
+    """What `attention_chunked._forward` gives, for q, k, v (B * L * H, D): output, z^r and Z."""
     working = torch.promote_types(v.dtype, torch.float32)
     q, k, v = (None if x is None else x.to(working) for x in (q, k, v))
     k = unit_keys(q) if k is None else k * q.shape[-1] ** -0.5
-    rows, mask = layout.ring_rows, _block_mask(layout)
+    rows, mask = layout.rings.token_rows, _block_mask(layout)
     vectors = (x[rows][:, None] for x in (q, k, v))  # (N, 1, S, D)
     out, aux = _flex(v.device.type)(*vectors, block_mask=mask, scale=1.0, return_aux=AuxRequest(lse=True))
-    outs, lses, rows = (layout.as_rounds(x) for x in (out[:, 0], aux.lse[:, 0, :, None], rows))
+    outs, lses, rows = (layout.rings.as_rounds(x) for x in (out[:, 0], aux.lse[:, 0, :, None], rows))
     outs = torch.stack([_in_order(x, r, v) for x, r in zip(outs, rows, strict=True)])
     lses = torch.stack([_in_order(x, r, v[:, :1]) for x, r in zip(lses, rows, strict=True)]).clamp(min=-MASKED)
+    merged, lse = merge_rounds(outs, lses, v, layout)
+    return merged, lses, lse
+
+
+def merge_rounds(outs, lses, v, layout):
+    """One softmax over all rounds (eq. 13): (R, B * L * H, D), (R, B * L * H, 1) and values -> output and Z."""
     lse = lses.logsumexp(0)
     merged = (outs * (lses - lse).exp()).sum(0)
-    own = alone(lse)
-    merged = merged.index_copy(0, own, v.index_select(0, own) * self_weight(layout, working, own))
-    return merged, lses, lse
+    return or_own(merged, lse, v.to(merged.dtype), layout.self_weight if merged.dtype == torch.float32 else None), lse
 
 
 class FlexRings:
@@ -57,22 +60,17 @@ def _flex(device_type):
 
 
 def _block_mask(layout):
-    rings, slots = layout.ring_rows.shape
-    chunks = slots // layout.chunk_length
-    chunk = torch.arange(chunks, device=layout.device)[:, None]
-    offsets = torch.arange(-layout.before, layout.after + 1, device=layout.device)
-    seen = chunk + offsets
-    if layout.strict:  # no way round a strict ring's end: what lies beyond is not visited
-        inside = (seen >= 0) & (seen < chunks)
-        indices = seen.masked_fill(~inside, chunks).sort(-1).values.clamp(max=chunks - 1)
-        counts = inside.sum(-1)
-    else:
-        indices = (seen % chunks).sort(-1).values
-        counts = torch.full((chunks,), layout.window_chunks, device=layout.device)
-    indices = torch.nn.functional.pad(indices, (0, max(0, chunks - layout.window_chunks)))[:, :chunks]
+    """Which chunks of its ring a chunk meets; which slots of these, `slot_mask` says."""
+    (rings, slots), windows, device = layout.rings.token_rows.shape, layout.windows, layout.rings.device
+    chunks = slots // windows.chunk
+    met = torch.arange(chunks, device=device)[:, None] + torch.arange(-windows.before, windows.after + 1, device=device)
+    # no way round the end of a strict ring: what lies beyond is not visited
+    inside = (met >= 0) & (met < chunks) if layout.bounds is not None else torch.ones_like(met, dtype=torch.bool)
+    indices = (met % chunks).masked_fill(~inside, chunks).sort(-1).values.clamp(max=chunks - 1)
+    indices = torch.nn.functional.pad(indices, (0, max(0, chunks - windows.chunks)))[:, :chunks]
     return BlockMask.from_kv_blocks(
-        counts.to(torch.int32).expand(rings, 1, -1).contiguous(),
+        inside.sum(-1).to(torch.int32).expand(rings, 1, -1).contiguous(),
         indices.to(torch.int32).expand(rings, 1, -1, -1).contiguous(),
-        BLOCK_SIZE=layout.chunk_length,
+        BLOCK_SIZE=windows.chunk,
         mask_mod=layout.slot_mask(),
     )

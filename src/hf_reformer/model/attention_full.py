@@ -7,27 +7,28 @@ import torch
 from torch.nn import functional as F
 
 from .attention_blocks import unit_keys
+from .attention_rule import FAR
 
 
-def full_attention(q_BLHD, k_BLHD, v_BLHD, *, causal, real_tokens=None, dropout=0.0, output_attentions=False):
-    """Attention of every token to every other.
+def full_attention(q_BLHD, k_BLHD, v_BLHD, rule, *, real_tokens=None, dropout=0.0, output_attentions=False):
+    """Attention of every token to every other that `rule` lets it see.
 
     Args:
-        k_BLHD: None for shared queries and keys: keys are then the normalised queries, and no token sees itself unless
-            it sees nothing else.
+        k_BLHD: None for shared queries and keys: keys are then the normalised queries.
         real_tokens: (B, L) bool, False for padding, or None.
 
     Returns:
         (B, L, H, D), and the probabilities (B, H, L, L) (detached) or None.
     """
     shared = k_BLHD is None
-    k_BLHD = unit_keys(q_BLHD) if shared else k_BLHD
-    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD.to(q_BLHD.dtype), v_BLHD))
+    k_BLHD = unit_keys(q_BLHD).to(q_BLHD.dtype) if shared else k_BLHD
+    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD, v_BLHD))
     scale = 1.0 if shared else q.shape[-1] ** -0.5
     seen = None
-    if shared or real_tokens is not None or output_attentions:
-        seen = _visible(q.shape[2], causal, shared, real_tokens, q.device)
-    is_causal = causal and seen is None
+    whole = rule.is_interval and rule.before == FAR and rule.after in (0, FAR)
+    if not whole or real_tokens is not None or output_attentions:
+        seen = _visible(q.shape[2], rule, real_tokens, q.device)
+    is_causal = rule.after == 0 and seen is None
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, is_causal=is_causal, scale=scale)
     probabilities = None
     if output_attentions:
@@ -36,15 +37,11 @@ def full_attention(q_BLHD, k_BLHD, v_BLHD, *, causal, real_tokens=None, dropout=
     return out.transpose(1, 2), probabilities
 
 
-def _visible(length, causal, exclude_self, real_tokens, device):
+def _visible(length, rule, real_tokens, device):
     """(1 or B, 1, L, L) bool: which key (last axis) a query sees. Every query sees something."""
-    seen = torch.ones(length, length, dtype=torch.bool, device=device)
-    itself = torch.eye(length, dtype=torch.bool, device=device)
-    if causal:
-        seen = seen.tril()
-    if exclude_self:
-        seen = seen & ~itself
-    seen = seen[None, None]
+    places = torch.arange(length, device=device)
+    itself = places == places[:, None]
+    seen = rule.sees(places - places[:, None])[None, None]
     if real_tokens is not None:
         seen = seen & real_tokens[:, None, None, :]
     return seen | (itself & ~seen.any(-1, keepdim=True))

@@ -1,8 +1,8 @@
-"""Where chunked attention happens: rings of slots, blocks of chunks, and what a query may see in its window.
+"""Where chunked attention happens: rings of slots, windows of chunks, blocks of work.
 
 One layout serves local and LSH attention, published and strict. Tokens stand in slots of rings; a ring is cut into chunks
-of M slots; the queries of a chunk see the keys of a window: their own chunk, `before` chunks to the left and `after` to
-the right, going round the ring's end. What is not allowed inside the window is masked.
+of M slots; the queries of a chunk are scored with the keys of a window: their own chunk, `before` chunks to the left and
+`after` to the right, going round the ring's end. Which of these a query sees is what `attention_rule.py` says.
 
 Shapes: B batch, L length (a multiple of M), H heads, R rounds, N rings, S slots of a ring, M chunk length,
 W slots of a window (M * (before + 1 + after)), n rings and G chunks of a block, U slots of a block with the chunks around.
@@ -14,8 +14,133 @@ from typing import NamedTuple
 
 import torch
 
-MASKED = 1e30  # subtracted from the score of a key that must not be seen; leaves exp(score) at exactly 0
+from .attention_duplicates import self_weight
+from .attention_rule import MASKED, Rule
+
 BLOCK_SCORES = 2**18  # scores of one block on a CPU (1 MiB in float32): the work on them stays in cache
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Which token stands in which slot.
+
+    Args:
+        batch, length, heads, rounds: B, L, H, R.
+        order: (R, B * H, L) int32, the token in each slot, or None where slot and token are the same.
+        joined: the rounds of one head follow each other in one ring, as in Trax; else each has rings of its own.
+    """
+
+    batch: int
+    length: int
+    heads: int
+    device: torch.device
+    rounds: int = 1
+    order: torch.Tensor | None = None
+    joined: bool = False
+
+    @property
+    def rows(self):
+        """B * H: rings of a round."""
+        return self.batch * self.heads
+
+    @property
+    def tokens(self):
+        """(R, B * H, L): the token in each slot."""
+        if self.order is not None:
+            return self.order
+        return torch.arange(self.length, device=self.device).expand(self.rounds, self.rows, -1)
+
+    @cached_property
+    def slots(self):
+        """(R, B * H, L) int64, the inverse of `tokens`: the slot of each token."""
+        tokens = self.tokens.to(torch.int64)
+        slots = torch.arange(self.length, device=self.device).expand_as(tokens)
+        return torch.empty_like(tokens).scatter_(2, tokens, slots)
+
+    def as_rings(self, per_round):
+        """(R, B * H, L) -> (N, S)."""
+        return per_round.transpose(0, 1).reshape(self.rows, -1) if self.joined else per_round.reshape(-1, self.length)
+
+    def as_rounds(self, per_ring):
+        """(N, S, ...) -> (R, B * H, L, ...): the inverse of `as_rings`."""
+        if self.joined:
+            return per_ring.unflatten(1, (self.rounds, -1)).transpose(0, 1)
+        return per_ring.unflatten(0, (self.rounds, -1))
+
+    @cached_property
+    def token_rows(self):
+        """(N, S) int64: the row of each slot's token in a (B * L * H, D) matrix, where row = (b * L + t) * H + h."""
+        ring = torch.arange(self.rows, device=self.device)
+        base = ring // self.heads * (self.length * self.heads) + ring % self.heads
+        return self.as_rings(self.tokens.to(torch.int64) * self.heads + base[:, None])
+
+    @cached_property
+    def head_rows(self):
+        """(N, S) int64: the same in a (B * H, L) matrix."""
+        return self.as_rings(self.tokens + self.length * torch.arange(self.rows, device=self.device)[:, None])
+
+    @cached_property
+    def positions(self):
+        """(N, S): position of each slot's token, exact."""
+        return self.as_rings(self.tokens.to(torch.float32 if self.length <= 2**24 else torch.float64))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Chunks of M slots, each with its neighbours: views of a block's slots, and back."""
+
+    chunk: int  # M
+    before: int
+    after: int
+
+    @property
+    def chunks(self):
+        return self.before + 1 + self.after
+
+    @property
+    def slots(self):
+        """W."""
+        return self.chunk * self.chunks
+
+    @property
+    def offsets(self):
+        """Chunks of a window, seen from the query's."""
+        return range(-self.before, self.after + 1)
+
+    def steps(self, device):
+        """(M, W): slots from query to key."""
+        query = torch.arange(self.before * self.chunk, (self.before + 1) * self.chunk, device=device)[:, None]
+        return (torch.arange(self.slots, device=device) - query).to(torch.float32)
+
+    def own(self, per_block):
+        """(n, U, ...) -> (n, G * M, ...): the block's own slots, without the chunks around them."""
+        return per_block[:, self.before * self.chunk : per_block.shape[1] - self.after * self.chunk]
+
+    def per_query(self, per_block):
+        """(n, U) -> (n * G, M, 1)."""
+        return self.own(per_block).reshape(-1, self.chunk, 1)
+
+    def per_key(self, per_block):
+        """(n, U) -> (n * G, 1, W)."""
+        return self.of(per_block)[:, None, :]
+
+    def of(self, per_block):
+        """(n, U, ...) -> (n * G, W, ...): each chunk with its neighbours. An overlapping view where n is 1, else a copy."""
+        rings, slots = per_block.shape[:2]
+        ring, step, *rest = per_block.stride()
+        shape = (rings, slots // self.chunk - self.chunks + 1, self.slots, *per_block.shape[2:])
+        strides = (ring, self.chunk * step, step, *rest)
+        return per_block.as_strided(shape, strides, per_block.storage_offset()).flatten(0, 1)
+
+    def sum(self, per_window, like):
+        """The transpose of `of`: (n * G, W, D) -> (n, U, D), each slot the sum over the windows it stands in."""
+        rings, slots, size = like.shape
+        chunks = slots // self.chunk - self.chunks + 1
+        parts = per_window.view(rings, chunks, self.chunks, self.chunk, size)
+        summed = per_window.new_zeros((rings, slots // self.chunk, self.chunk, size))
+        for i in range(self.chunks):
+            summed[:, i : i + chunks].add_(parts[:, :, i])
+        return summed.view(rings, slots, size)
 
 
 class Block(NamedTuple):
@@ -30,275 +155,149 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Rings of one attention call.
+    """One call of chunked attention.
 
     Args:
-        batch, length, heads, rounds: B, L, H, R; `length` is a multiple of `chunk_length`.
-        chunk_length, before, after: M, and the neighbouring chunks in a window.
-        causal, exclude_self: a query sees no later token; no query sees itself (shared queries and keys).
-        order: (R, B * H, L) int32, the token in each slot, or None where slot and token are the same.
         real_tokens: (B, L) bool, False for padding, or None. Not needed with `bounds`.
-        bounds: for strict layers, the first and the last slot with a token of the query's bucket, each (R, B * H, L)
-            or broadcast to it; then each round has rings of its own. None for published layers: the rounds of one head
-            follow each other in one ring, as in Trax.
-        reach_before, reach_after: slots that a strict query sees to its left and right at most.
+        bounds: the first and the last slot with a token of the query's bucket, each an integer or (R, B * H, L); steps are
+            then counted in slots. None (published layers): in positions.
         correct_duplicates: a key met several times counts once (`allow_duplicate_attention=False`).
     """
 
-    batch: int
-    length: int
-    heads: int
-    rounds: int
-    chunk_length: int
-    before: int
-    after: int
-    causal: bool
-    exclude_self: bool
-    device: torch.device
-    order: torch.Tensor | None = None
+    rings: Rings
+    windows: Windows
+    rule: Rule
     real_tokens: torch.Tensor | None = None
-    bounds: tuple[torch.Tensor, torch.Tensor] | None = None
-    reach_before: int = 0
-    reach_after: int = 0
+    bounds: tuple | None = None
     correct_duplicates: bool = False
 
     @property
-    def strict(self):
-        return self.bounds is not None
-
-    @property
-    def window_chunks(self):
-        return self.before + 1 + self.after
-
-    @property
-    def offsets(self):
-        """Chunks of a window, seen from the query's."""
-        return range(-self.before, self.after + 1)
+    def chunks_per_round(self):
+        return self.rings.length // self.windows.chunk
 
     @property
     def ring_chunks(self):
-        return self.chunks_per_round * (1 if self.strict else self.rounds)
+        return self.chunks_per_round * (self.rings.rounds if self.rings.joined else 1)
 
     @property
-    def _short_ring(self):
-        return not self.strict and max(self.before, self.after) > self.ring_chunks
-
-    def _neighbour(self, chunk, offset):
-        return (chunk + offset) % self.ring_chunks if abs(offset) < self.ring_chunks else chunk
-
-    @property
-    def chunks_per_round(self):
-        return self.length // self.chunk_length
-
-    @property
-    def heads_in_batch(self):
-        return self.batch * self.heads
-
-    # --- rings ------------------------------------------------------------------------------------------------------
-
-    @property
-    def tokens(self):
-        """(R, B * H, L): the token in each slot."""
-        if self.order is not None:
-            return self.order
-        return torch.arange(self.length, device=self.device).expand(self.rounds, self.heads_in_batch, -1)
-
-    def as_rings(self, per_round):
-        """(R, B * H, L) -> (N, S)."""
-        if self.strict:
-            return per_round.reshape(-1, self.length)
-        return per_round.transpose(0, 1).reshape(self.heads_in_batch, -1)
-
-    def as_rounds(self, per_ring):
-        """(N, S, ...) -> (R, B * H, L, ...): the inverse of `as_rings`."""
-        if self.strict:
-            return per_ring.unflatten(0, (self.rounds, -1))
-        return per_ring.unflatten(1, (self.rounds, -1)).transpose(0, 1)
-
-    @cached_property
-    def ring_rows(self):
-        """(N, S) int64: the row of each slot's token in a (B * L * H, D) matrix, where row = (b * L + t) * H + h."""
-        ring = torch.arange(self.heads_in_batch, device=self.device)
-        base = ring // self.heads * (self.length * self.heads) + ring % self.heads
-        return self.as_rings(self.tokens.to(torch.int64) * self.heads + base[:, None])
-
-    @cached_property
-    def _ring_positions(self):
-        exact = torch.float32 if self.length <= 2**24 else torch.float64
-        return self.as_rings(self.tokens.to(exact))
-
-    @cached_property
-    def _ring_keys(self):
-        """Positions of the keys, infinite for padding."""
-        if self.real_tokens is None:
-            return self._ring_positions
-        padding = (~self.real_tokens).repeat_interleave(self.heads, dim=0).expand(self.rounds, -1, -1)
-        if self.order is not None:
-            padding = padding.gather(2, self.order.to(torch.int64))
-        return self._ring_positions.masked_fill(self.as_rings(padding), float("inf"))
-
-    @cached_property
-    def _ring_bounds(self):
-        """Slots from a query back to its bucket's first slot (negative), and on to its last one."""
-        slots = torch.arange(self.length, device=self.device)
-        shape = (self.rounds, self.heads_in_batch, self.length)
-        return tuple(self.as_rings((bound - slots).to(torch.float32).expand(shape)) for bound in self.bounds)
+    def _short(self):
+        """Whether a window reaches further than a ring of positions is long."""
+        return self.bounds is None and max(self.windows.before, self.windows.after) > self.ring_chunks
 
     # --- blocks -----------------------------------------------------------------------------------------------------
 
     def blocks(self):
         """Blocks that cover every chunk once. A block never crosses rounds, so no token has two queries in it."""
-        budget = BLOCK_SCORES if self.device.type == "cpu" else 64 * BLOCK_SCORES
-        chunks = max(1, budget // (self.chunk_length**2 * self.window_chunks))
-        rings = max(1, min(self.heads_in_batch, chunks // self.chunks_per_round))
-        chunks = 1 if self._short_ring else min(chunks, self.chunks_per_round)
-        for r in range(self.rounds):
-            ring_start = r * self.heads_in_batch if self.strict else 0
-            chunk_start = 0 if self.strict else r * self.chunks_per_round
-            ring_stop, chunk_stop = ring_start + self.heads_in_batch, chunk_start + self.chunks_per_round
-            for n in range(ring_start, ring_stop, rings):
-                for c in range(chunk_start, chunk_stop, chunks):
-                    yield Block(r, n, min(n + rings, ring_stop), c, min(c + chunks, chunk_stop))
+        budget = BLOCK_SCORES if self.rings.device.type == "cpu" else 64 * BLOCK_SCORES
+        rows, joined, per_round = self.rings.rows, self.rings.joined, self.chunks_per_round
+        chunks = max(1, budget // (self.windows.chunk * self.windows.slots))
+        rings = max(1, min(rows, chunks // per_round))
+        chunks = 1 if self._short else min(chunks, per_round)
+        for r in range(self.rings.rounds):
+            ring, chunk = (0, r * per_round) if joined else (r * rows, 0)
+            for n in range(ring, ring + rows, rings):
+                for c in range(chunk, chunk + per_round, chunks):
+                    yield Block(r, n, min(n + rings, ring + rows), c, min(c + chunks, chunk + per_round))
 
     def take(self, per_ring, block):
-        """(N, S) -> (n, U): the slots of a block and of the chunks around it, round the ring's end.
-
-        A neighbour further away than the ring is long is the chunk itself, as in Trax and transformers.
-        """
-        start = (block.chunk - self.before) * self.chunk_length
-        end = (block.chunk_end + self.after) * self.chunk_length
-        rings = per_ring[block.ring : block.ring_end]
-        if start >= 0 and end <= rings.shape[1]:
-            return rings[:, start:end]
-        if self._short_ring:
-            chunks = rings.unflatten(1, (-1, self.chunk_length))
-            return chunks[:, [self._neighbour(block.chunk, i) for i in self.offsets]].flatten(1)
-        return rings.index_select(1, torch.arange(start, end, device=rings.device) % rings.shape[1])
+        """(N, S) -> (n, U): the slots of a block and of the chunks around it, round the ring's end."""
+        rings, chunk = per_ring[block.ring : block.ring_end], self.windows.chunk
+        start, end = block.chunk - self.windows.before, block.chunk_end + self.windows.after
+        if start >= 0 and end <= self.ring_chunks:
+            return rings[:, start * chunk : end * chunk]
+        if not self._short:
+            return rings.index_select(1, torch.arange(start * chunk, end * chunk, device=rings.device) % rings.shape[1])
+        # a neighbour further away than the ring is long is the chunk itself, as in Trax and transformers
+        around = torch.arange(start, end, device=rings.device)
+        around = torch.where((around - block.chunk).abs() < self.ring_chunks, around, block.chunk) % self.ring_chunks
+        return rings.unflatten(1, (-1, chunk)).index_select(1, around).flatten(1)
 
     def rows(self, block):
-        """Rows of a block's tokens, see `ring_rows`, with and without the chunks around: (n * U) and (n * G * M) int64.
+        """Rows of a block's tokens, see `Rings.token_rows`, with and without the chunks around: (n * U), (n * G * M) int64.
         Slices where a block is a piece of one ring whose tokens stand in their own order: they need no gathering."""
-        start, end = block.chunk - self.before, block.chunk_end + self.after
-        if self.order is None and block.ring_end == block.ring + 1 and start >= 0 and end <= self.chunks_per_round:
+        start, end = block.chunk - self.windows.before, block.chunk_end + self.windows.after
+        if self.rings.order is None and block.ring_end == block.ring + 1 and start >= 0 and end <= self.ring_chunks:
             return self._slice(block.ring, start, end), self._slice(block.ring, block.chunk, block.chunk_end)
-        rows = self.take(self.ring_rows, block)
-        return rows.reshape(-1), self.middle(rows).reshape(-1)
+        rows = self.take(self.rings.token_rows, block)
+        return rows.reshape(-1), self.windows.own(rows).reshape(-1)
 
     def _slice(self, ring, chunk, chunk_end):
-        first = (ring // self.heads * self.length + chunk * self.chunk_length) * self.heads + ring % self.heads
-        return slice(first, first + (chunk_end - chunk) * self.chunk_length * self.heads, self.heads)
+        heads, size = self.rings.heads, self.windows.chunk
+        first = (ring // heads * self.rings.length + chunk * size) * heads + ring % heads
+        return slice(first, first + (chunk_end - chunk) * size * heads, heads)
 
-    def middle(self, per_block):
-        """(n, U, ...) -> (n, G * M, ...): the block's own slots, without the chunks around them."""
-        start = self.before * self.chunk_length
-        return per_block[:, start : per_block.shape[1] - self.after * self.chunk_length]
-
-    def windows(self, per_block):
-        """(n, U, ...) -> (n * G, W, ...): each chunk with its neighbours. An overlapping view where n is 1, else a copy."""
-        rings, slots = per_block.shape[:2]
-        chunks = slots // self.chunk_length - self.window_chunks + 1
-        ring, step, *rest = per_block.stride()
-        shape = (rings, chunks, self.chunk_length * self.window_chunks, *per_block.shape[2:])
-        strides = (ring, self.chunk_length * step, step, *rest)
-        return per_block.as_strided(shape, strides, per_block.storage_offset()).flatten(0, 1)
-
-    def add_windows(self, per_window, like):
-        """The transpose of `windows`: (n * G, W, D) -> (n, U, D), each slot the sum over the windows it stands in."""
-        rings, slots, size = like.shape
-        chunks = slots // self.chunk_length - self.window_chunks + 1
-        parts = per_window.view(rings, chunks, self.window_chunks, self.chunk_length, size)
-        summed = per_window.new_zeros((rings, slots // self.chunk_length, self.chunk_length, size))
-        for i in range(self.window_chunks):
-            summed[:, i : i + chunks].add_(parts[:, :, i])
-        return summed.view(rings, slots, size)
-
-    # --- masks: arithmetic instead of comparisons, several times faster on a CPU ------------------------------------
+    # --- masks ------------------------------------------------------------------------------------------------------
 
     def mask_(self, scores, block):
-        """Subtracts MASKED from the scores (n * G, M, W) of what a query must not see, in place."""
-        if self._same_everywhere and self._inside(block):
-            scores.sub_(self._window_mask, alpha=MASKED)
-        elif self.strict:
-            self._mask_slots_(scores, block)
+        """Subtracts MASKED from the scores (n * G, M, W) of what a query does not see, in place."""
+        windows = self.windows
+        inside = block.chunk >= windows.before and block.chunk_end + windows.after < self.ring_chunks
+        if self.rings.order is None and self.real_tokens is None and inside:  # all these windows have the same mask
+            scores.sub_(self._hidden, alpha=MASKED)
+        elif self.bounds is None:
+            keys, queries = self.take(self._key_positions, block), self.take(self.rings.positions, block)
+            self.rule.subtract_unseen_(scores, windows.per_key(keys), windows.per_query(queries))
         else:
-            self._mask_positions_(scores, block)
-
-    @property
-    def _same_everywhere(self):
-        """Whether all windows inside the ring have the same mask: tokens stand in their own order, none is padding."""
-        return self.order is None and self.real_tokens is None
-
-    def _inside(self, block):
-        return block.chunk >= self.before and (block.chunk_end + self.after) * self.chunk_length < self.length
+            left, right = (windows.per_query(self.take(edge, block)) for edge in self._edges)
+            scores.sub_((left - self._near).clamp_(0, 1), alpha=MASKED)
+            if self.rule.after > 0:
+                scores.sub_((self._near - right).clamp_(0, 1), alpha=MASKED)
 
     @cached_property
-    def _window_mask(self):
-        """(M, W): 1 where a query must not see."""
-        never = self._steps > 0 if self.causal else torch.zeros_like(self._steps, dtype=torch.bool)
-        if self.exclude_self:
-            never = never | (self._steps == 0)
-        if self.strict:
-            never = never | (self._steps < -self.reach_before) | (self._steps > self.reach_after)
-        return never.to(torch.float32)
-
-    def _mask_positions_(self, scores, block):
-        keys = self.windows(self.take(self._ring_keys, block))[:, None, :]
-        queries = self._per_query(self.take(self._ring_positions, block))
-        if self.causal:  # padding stands infinitely late
-            scores.sub_((keys - (queries - int(self.exclude_self))).clamp_(0, 1), alpha=MASKED)
-        elif self.exclude_self or self.real_tokens is not None:
-            distance = (keys - queries).abs_()
-            near = distance.neg().add_(1) if self.exclude_self else torch.zeros_like(distance)
-            scores.sub_(torch.maximum(near, distance.sub_(self.length)).clamp_(0, 1), alpha=MASKED)
-
-    def _mask_slots_(self, scores, block):
-        first, last = (self._per_query(self.take(bound, block)) for bound in self._ring_bounds)
-        scores.sub_((first - self._steps_left).clamp_(0, 1), alpha=MASKED)
-        if not self.causal:
-            scores.sub_((self._steps_right - last).clamp_(0, 1), alpha=MASKED)
-
-    def _per_query(self, per_block):
-        return self.middle(per_block).reshape(-1, self.chunk_length, 1)
+    def _hidden(self):
+        """(M, W): 1 where a query does not see a key for their distance, in a window of tokens in their own order."""
+        return (~self.rule.near(self.windows.steps(self.rings.device))).to(torch.float32)
 
     @cached_property
-    def _steps(self):
-        """(M, W): slots from query to key."""
-        query = torch.arange(self.chunk_length, device=self.device)[:, None]
-        key = torch.arange(self.chunk_length * self.window_chunks, device=self.device)
-        return (key - self.before * self.chunk_length - query).to(torch.float32)
+    def _near(self):
+        """(M, W): steps, infinitely far left where a query does not see a key for their distance."""
+        steps = self.windows.steps(self.rings.device)
+        return steps.masked_fill(~self.rule.near(steps), float("-inf"))
 
     @cached_property
-    def _steps_left(self):
-        """`_steps`, or far left of any bucket for a key that no query in this place sees."""
-        never = self._steps < -self.reach_before
-        if self.exclude_self:
-            never |= self._steps == 0
-        if self.causal:
-            never |= self._steps > 0
-        return self._steps.masked_fill(never, -MASKED)
+    def _edges(self):
+        """Steps from a query to the first and to the last slot of its bucket, (N, S) each."""
+        slots = torch.arange(self.rings.length, device=self.rings.device)
+        shape = (self.rings.rounds, self.rings.rows, -1)
+        return tuple(self.rings.as_rings((bound - slots).to(torch.float32).expand(shape)) for bound in self.bounds)
 
     @cached_property
-    def _steps_right(self):
-        return self._steps.masked_fill(self._steps > self.reach_after, MASKED)
+    def _key_positions(self):
+        """(N, S): positions of the keys, infinite for padding."""
+        rings = self.rings
+        if self.real_tokens is None:
+            return rings.positions
+        padding = (~self.real_tokens).repeat_interleave(rings.heads, dim=0).expand(rings.rounds, -1, -1)
+        padding = padding if rings.order is None else padding.gather(2, rings.order.to(torch.int64))
+        return rings.positions.masked_fill(rings.as_rings(padding), float("inf"))
+
+    # --- what repeats -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def places(self):
+        """For each round what counting asks of a token, (B * H, L) each: its chunk in the ring (published), or its slot and
+        the steps from there to the ends of its bucket (strict). Made once for all blocks."""
+        slots = self.rings.slots
+        if self.bounds is not None:
+            return list(zip(slots, *(self.rings.as_rounds(e).gather(2, slots) for e in self._edges), strict=True))
+        rounds = torch.arange(self.rings.rounds, device=slots.device)[:, None, None]
+        return list(slots // self.windows.chunk + self.chunks_per_round * rounds)
+
+    @cached_property
+    def self_weight(self):
+        """See `attention_duplicates.self_weight`."""
+        return self_weight(self)
 
     def slot_mask(self):
         """The same as a predicate (ring, _, query slot, key slot) -> bool, for `flex_attention`; it includes the window."""
-        if self.strict:
-            first, last = (bound + torch.arange(self.length, device=self.device) for bound in self._ring_bounds)
-
-            def seen(n, _, query, key):
-                inside = (key >= torch.maximum(first[n, query], query - self.reach_before)) & (key <= last[n, query])
-                inside = inside & (key <= (query if self.causal else query + self.reach_after))
-                return inside & (key != query) if self.exclude_self else inside
-
-            return seen
-        keys, queries, chunks = self._ring_keys, self._ring_positions, self.ring_chunks
+        rule, windows, chunks = self.rule, self.windows, self.ring_chunks
+        if self.bounds is not None:
+            left, right = self._edges
+            return lambda n, _, query, key: rule.sees(key - query, left[n, query], right[n, query])
+        keys, queries = self._key_positions, self.rings.positions
 
         def seen(n, _, query, key):
-            step = (key // self.chunk_length - query // self.chunk_length + self.before) % chunks
-            inside = (step < self.window_chunks) & (keys[n, key] <= self.length)
-            if self.causal:
-                inside = inside & (keys[n, key] <= queries[n, query])
-            return inside & (keys[n, key] != queries[n, query]) if self.exclude_self else inside
+            step = (key // windows.chunk - query // windows.chunk + windows.before) % chunks
+            return (step < windows.chunks) & rule.sees(keys[n, key] - queries[n, query])
 
         return seen

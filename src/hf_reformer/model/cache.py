@@ -13,12 +13,14 @@ cached of them in the layers above stays as it was.
 Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens so far, C slots there is room for.
 """
 
+from functools import wraps
+
 import torch
 from transformers.cache_utils import Cache
 
+from .attention import ATTENTION_CLASSES
 from .cache_hashed import LSHCacheLayer, StrictLSHCacheLayer
 from .cache_layers import SharedWindowCacheLayer
-from .configuration_reformer import LSH_LAYERS
 
 
 class CachedTokens:
@@ -27,11 +29,11 @@ class CachedTokens:
     Attributes:
         length: L, including the piece that is being run.
         real: (B, L) bool, or None while no padding has been met.
-        holes: whether padding may stand behind a real token.
+        holes: how many slots behind its first real token are padding, in the row with most of them (or more).
     """
 
     def __init__(self):
-        self.length, self.real, self.holes = 0, None, False
+        self.length, self.real, self.holes = 0, None, 0
 
     def add(self, new_tokens, real, batch):
         """Adds a piece; real: (B, n) bool, or None where all are real."""
@@ -42,9 +44,9 @@ class CachedTokens:
             return
         if real is None:
             real = torch.ones(batch, new_tokens, dtype=torch.bool, device=self.real.device)
-        else:  # padding in front of all real tokens is no hole
+        else:  # the one number that a forward waits for
             ahead = self.real.any(1, keepdim=True) | (real.cumsum(1) > 0)
-            self.holes = self.holes or bool((ahead & ~real).any())
+            self.holes += int((ahead & ~real).sum(1).max())
         self.real = torch.cat([self.real, real], 1)
 
     def next_positions(self, real, new_tokens, device):
@@ -58,16 +60,28 @@ class CachedTokens:
     def crop(self, length):
         self.length = length
         self.real = None if self.real is None or length == 0 else self.real[:, :length]
-        self.holes = self.holes and self.real is not None
+        self.holes = 0 if self.real is None else self.holes
 
     def select_rows(self, select):
         self.real = None if self.real is None else select(self.real)
 
 
-def _layer_class(layer_type):
-    if layer_type not in LSH_LAYERS:
+def _layer_class(kind):
+    if not kind.hashes:
         return SharedWindowCacheLayer
-    return StrictLSHCacheLayer if layer_type == "strict_lsh" else LSHCacheLayer
+    return StrictLSHCacheLayer if kind.strict else LSHCacheLayer
+
+
+def _what_it_depends_on(config):
+    """The fields of a configuration that decide what a cache holds, by name."""
+    kinds = {name: ATTENTION_CLASSES[name] for name in config.attn_layers}
+    fields = ["num_attention_heads", "attention_head_size"]
+    for prefix in ("local", "lsh"):
+        windows = (f"{prefix}_attn_chunk_length", f"{prefix}_num_chunks_before", f"{prefix}_num_chunks_after")
+        fields += windows if any(kind.chunked and kind.prefix == prefix for kind in kinds.values()) else []
+    found = {"attn_layers": list(config.attn_layers), **{name: getattr(config, name) for name in fields}}
+    buckets = {name: config.bucket_factors(name) for name, kind in kinds.items() if kind.hashes}
+    return {**found, "num_buckets": buckets} if buckets else found
 
 
 class ReformerCache(Cache):
@@ -83,18 +97,30 @@ class ReformerCache(Cache):
 
     def __init__(self, config, reserve: int = 0):
         self.tokens = CachedTokens()
-        layers = [_layer_class(kind)(config, kind, self.tokens, reserve) for kind in config.attn_layers]
-        super().__init__(layers=layers)
+        kinds = [ATTENTION_CLASSES[name] for name in config.attn_layers]
+        super().__init__(layers=[_layer_class(kind)(config, kind, self.tokens, reserve) for kind in kinds])
         self.num_hashes = None
+        self.made_for = _what_it_depends_on(config)
+
+    def check_config(self, config):
+        """Raises `ValueError` where a model of this configuration would read something else into what is cached."""
+        wanted = _what_it_depends_on(config)
+        for name in [*wanted, *self.made_for]:
+            if self.made_for.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"`past_key_values` was made for `{name}` {self.made_for.get(name)}, but must have been made for "
+                    f"{wanted.get(name)}, which this model has."
+                )
 
     def settle(self):
-        """Called before a forward: forgets which tokens were real of those that were cropped since the last one, and takes
-        back what that one left if it did not get to its end."""
-        shortest = min(layer.length for layer in self.layers)
+        """Called before a forward: forgets which tokens were real of those that were cropped since the last one."""
         if any(layer.length != self.tokens.length for layer in self.layers):
-            self.tokens.crop(shortest)
-            for layer in self.layers:
-                layer.crop_to(shortest)
+            self.crop_to(min(layer.length for layer in self.layers))
+
+    def crop_to(self, length):
+        self.tokens.crop(length)
+        for layer in self.layers:
+            layer.crop_to(length)
 
     def begin(self, new_tokens, batch, real, num_hashes):
         """Called before the layers run over a new piece; real: (B, n) bool or None."""
@@ -118,6 +144,7 @@ class ReformerCache(Cache):
             )
 
     def reorder_cache(self, beam_idx):
+        beam_idx = torch.as_tensor(beam_idx)
         if beam_idx.device.type == "cpu" and torch.equal(beam_idx, torch.arange(len(self.layers[0].keys))):
             return
         super().reorder_cache(beam_idx)
@@ -130,6 +157,25 @@ class ReformerCache(Cache):
     def batch_select_indices(self, indices):
         super().batch_select_indices(indices)
         self.tokens.select_rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+
+
+def leaves_cache_on_failure(forward):
+    """Decorates a model's forward: where it fails, a `ReformerCache` that it was given holds what it held before."""
+
+    @wraps(forward)
+    def with_way_back(*args, **kwargs):
+        caches = [x for x in (*args, *kwargs.values()) if type(x).__name__ == "ReformerCache"]
+        if not caches:
+            return forward(*args, **kwargs)
+        caches[0].settle()
+        length = caches[0].tokens.length
+        try:
+            return forward(*args, **kwargs)
+        except BaseException:
+            caches[0].crop_to(length)
+            raise
+
+    return with_way_back
 
 
 __all__ = ["ReformerCache"]

@@ -1,28 +1,22 @@
 r"""Attention of a few new tokens to what a cache holds: pure functions.
 
-Each query has a list of keys, the same for all queries (`attend`, keys (B, H, K, D)) or its own (`attend_members`, K slots
+Each query has a list of keys, the same for all heads (`attend`, keys (B, H, K, D)) or its own (`attend_members`, K slots
 per query and head, gathered from all hash rounds), and there is one softmax over the list. A key met in several rounds
 stands in the list several times, which is the paper's merge of rounds (appendix A, eq. 13-16) written out.
 
 Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens in the cache including the new ones,
-C slots there is room for, W keys seen per round, M chunk length.
+C slots there is room for, K keys of a query, M chunk length.
 """
 
 import math
 
 import torch
 
-from .attention_blocks import NORM_EPSILON
+from .attention_rule import FAR
 
 BLOCK_QUERIES = 256  # queries at a time against keys that they share
 GATHERED_ELEMENTS = 2**22  # elements of gathered keys at a time
 COMPARED_MEMBERS = 2**24  # pairs of keys compared at a time where duplicates must not count
-
-
-def unit_key_scale(x_BHnD):
-    """What a score q . x must be multiplied by for the key of unit length (`unit_keys`): (B, H, n), float32 at least."""
-    x = x_BHnD.to(torch.promote_types(x_BHnD.dtype, torch.float32))
-    return torch.rsqrt(x.square().mean(-1) + NORM_EPSILON) * x.shape[-1] ** -0.5
 
 
 def attend(q, k, v, scale, seen=None, weights=None, own=None):
@@ -43,7 +37,7 @@ def attend(q, k, v, scale, seen=None, weights=None, own=None):
         scores = scores.masked_fill(~seen, float("-inf"))
     probs = torch.softmax(scores, -1)
     out = torch.matmul(probs, v.to(working))
-    if own is not None:
+    if own is not None and seen is not None:
         alone = ~seen.any(-1, keepdim=True).expand_as(out[..., :1])
         out, probs = torch.where(alone, own.to(working), out), probs.masked_fill(alone, 0)
     return out.to(v.dtype), probs
@@ -92,56 +86,21 @@ def member_block(batch, heads, members, head_size, count_once):
 # --- which cached tokens the new ones see: one list for all heads ---------------------------------------------------
 
 
-def first_of_window(start, window, real=None):
-    """First slot that any query from slot `start` on sees through a window of the latest `window` real tokens.
+def sees_cached(rule, start, end, first, real, device, chunk=None, before=0):
+    """(B or 1, 1, n, K) bool: which of the keys in the slots from `first` to `end` the queries from `start` on see.
 
     Args:
-        real: (B, L) bool where padding may stand between real tokens, else None.
+        real: (B, L) bool or None. Where the rule's reach is bounded, it counts real tokens.
+        chunk, before: a window begins with the chunk that is `before` chunks before the query's (`"local"`), or None.
     """
-    if real is None:
-        return max(0, start - window)
-    ranks = real.cumsum(1)
-    return int((ranks < ranks[:, start : start + 1] - window).sum(1).min())
-
-
-def sees_window(start, end, first, window, real, device):
-    """`"strict_local"`: the latest `window` real tokens before a query, and itself. (B or 1, 1, n, K) bool.
-
-    Queries stand in the slots from `start` to `end`, keys in those from `first` to `end`; real: (B, L) bool or None.
-    """
-    steps = _steps(start, end, first, device)
-    if real is None:
-        return ((steps >= 0) & (steps <= window))[None, None]
-    ranks = real[:, first:end].cumsum(1)
-    real_steps = ranks[:, start - first :, None] - ranks[:, None, :]
-    return _and_real((steps >= 0) & (real_steps <= window), real[:, first:end], steps == 0)
-
-
-def sees_chunks(start, end, first, chunk, before, real, device):
-    """`"local"`: the real tokens of a query's own chunk and the `before` chunks before it, up to itself."""
-    keys = torch.arange(first, end, device=device)
-    queries = keys[start - first :, None]
-    seen = (keys <= queries) & (keys // chunk >= queries // chunk - before)
-    return _and_real(seen, None if real is None else real[:, first:end], keys == queries)
-
-
-def sees_all(start, end, exclude_self, real, device):
-    """`"full"` and `"full_shared_qk"`: all earlier real tokens, and itself unless `exclude_self`."""
-    steps = _steps(start, end, 0, device)
-    return _and_real(steps >= int(exclude_self), real, None if exclude_self else steps == 0)
-
-
-def _steps(start, end, first, device):
-    """(n, K): slots from a key to a query."""
-    return torch.arange(start, end, device=device)[:, None] - torch.arange(first, end, device=device)
-
-
-def _and_real(seen, real, always):
-    """Only real keys; `always` is what even a query that is padding sees, so that no query sees nothing."""
-    if real is None:
-        return seen if seen.dim() == 4 else seen[None, None]
-    seen = seen & real[:, None, :]
-    return (seen if always is None else seen | always)[:, None]
+    slots = torch.arange(first, end, device=device)[None]
+    left = None if chunk is None else (((slots // chunk - before) * chunk - slots)[:, start - first :, None])
+    places = slots if real is None or rule.before == FAR else real[:, first:end].cumsum(1)
+    keys = places if real is None else places.masked_fill(~real[:, first:end], 2 * FAR + 1)
+    seen = rule.sees(keys[:, None, :] - places[:, start - first :, None], left)
+    if real is not None and not rule.exclude_self:  # so that no query sees nothing, not even one that is padding
+        seen = seen | (slots[:, None, :] == slots[:, start - first :, None])
+    return seen[:, None]
 
 
 def own_chunk_repeats(length, chunk, before, after):
@@ -168,8 +127,8 @@ def ring_windows(slots, chunk, before, after, rounds_length, rounds):
     """
     ring = rounds * rounds_length // chunk
     own = slots // chunk + torch.arange(rounds, device=slots.device)[:, None] * (rounds_length // chunk)
-    offsets = [o if abs(o) < ring else 0 for o in range(-before, after + 1)]
-    chunks = (own[..., None] + torch.tensor(offsets, device=slots.device)) % ring
+    offsets = torch.arange(-before, after + 1, device=slots.device)
+    chunks = (own[..., None] + offsets * (offsets.abs() < ring)) % ring
     keys = (chunks[..., None] * chunk + torch.arange(chunk, device=slots.device)).flatten(-2)
     return keys // rounds_length, keys % rounds_length
 
@@ -194,7 +153,7 @@ def inverse_order(order):
 
 
 def rounds_side_by_side(per_round):
-    """(B, H, R, n, W) -> (B, H, n, R * W)."""
+    """(B, H, R, n, K) -> (B, H, n, R * K)."""
     if per_round.shape[3] == 1:
         return per_round.flatten(2, 4)[:, :, None]
     return per_round.transpose(2, 3).flatten(3)

@@ -6,32 +6,27 @@ Shapes: B batch, H heads, D head size, R hash rounds, n new tokens, L tokens so 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from .cache_decoding import (
-    BLOCK_QUERIES,
-    attend,
-    capacity,
-    first_of_window,
-    own_chunk_repeats,
-    sees_all,
-    sees_chunks,
-    sees_window,
-    unit_key_scale,
-)
-from .configuration_reformer import SHARED_QK_LAYERS
+from .attention_blocks import unit_key_scale
+from .cache_decoding import BLOCK_QUERIES, attend, capacity, own_chunk_repeats, sees_cached
 
 
 class ReformerCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, and its part of the decoding. A module calls `fill` with the first piece, which it
-    attends over by itself, and `attend` with each one after."""
+    attends over by itself, and `attend` with each one after.
+
+    Args:
+        kind: the class of the module.
+        tokens: the `CachedTokens` that all layers share.
+    """
 
     is_compileable = False
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, config, layer_type, tokens, reserve=0):
+    def __init__(self, config, kind, tokens, reserve=0):
         super().__init__()
-        self.config, self.layer_type, self.tokens, self.reserve = config, layer_type, tokens, reserve
-        self.shared = layer_type in SHARED_QK_LAYERS
+        self.config, self.tokens, self.reserve = config, tokens, reserve
+        self.shared = "key" not in kind.projections
         self.length = 0
         self.scales = None  # (B, H, C), with shared queries and keys
         self.rotations = None  # the ones that everything in this cache is hashed with
@@ -48,13 +43,15 @@ class ReformerCacheLayer(CacheLayerMixin):
         """Stores keys and values (B, H, n, D); returns those of all tokens."""
         if not self.is_initialized or (self.length == 0 and self._of_another_kind(value_states)):
             self.lazy_initialization(key_states, value_states)
+        self.thaw()
         start, end = self.length, self.length + value_states.shape[2]
         if end > self.keys.shape[2]:
             self._make_room(*value_states.shape[:2], value_states.shape[3], end)
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
         if self.shared:
-            self.scales[:, :, start:end] = unit_key_scale(key_states)
+            wide = key_states.to(self.scales.dtype)
+            self.scales[:, :, start:end] = unit_key_scale(wide)[..., 0]
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
@@ -116,8 +113,13 @@ class ReformerCacheLayer(CacheLayerMixin):
                 self.rotations = select(self.rotations)
 
     def real(self):
-        """(B, L) bool or None."""
-        return None if self.tokens.real is None else self.tokens.real[:, : self.length]
+        """(B, L) bool or None, on this layer's device."""
+        return None if self.tokens.real is None else self.tokens.real[:, : self.length].to(self.device)
+
+    def thaw(self):
+        """Tensors that were made in inference mode cannot be written to outside of it; copies of them can."""
+        if not torch.is_inference_mode_enabled():
+            thaw(self)
 
     def _of_another_kind(self, values):
         return (self.values.shape[0], self.dtype, self.device) != (values.shape[0], values.dtype, values.device)
@@ -134,22 +136,27 @@ class ReformerCacheLayer(CacheLayerMixin):
 
     def _make_room(self, batch, heads, size, length):
         room = capacity(length, self.reserve, self.config.maximum_length)
-        self.keys = self._grown(self.keys, (batch, heads, room, size), self.dtype, 2)
-        self.values = self._grown(self.values, (batch, heads, room, size), self.dtype, 2)
+        self.keys = self._grown(self.keys, (batch, heads, room, size), self.dtype)
+        self.values = self._grown(self.values, (batch, heads, room, size), self.dtype)
         if self.shared:
-            wide = torch.promote_types(self.dtype, torch.float32)
-            self.scales = self._grown(self.scales, (batch, heads, room), wide, 2)
-        return room
+            self.scales = self._grown(self.scales, (batch, heads, room), torch.promote_types(self.dtype, torch.float32))
 
-    def _grown(self, old, shape, dtype, dim):
+    def _grown(self, old, shape, dtype):
         new = torch.empty(shape, dtype=dtype, device=self.device)
         if old is not None and self.length > 0:
-            new.narrow(dim, 0, self.length).copy_(old.narrow(dim, 0, self.length))
+            new[:, :, : self.length] = old[:, :, : self.length]
         return new
 
 
+def thaw(holder):
+    """Replaces the inference tensors among an object's attributes by copies."""
+    for name, value in vars(holder).items():
+        if isinstance(value, torch.Tensor) and value.is_inference():
+            setattr(holder, name, value.clone())
+
+
 class SharedWindowCacheLayer(ReformerCacheLayer):
-    """Layer types whose heads all see the same keys: `"local"`, `"strict_local"`, `"full"`, `"full_shared_qk"`."""
+    """Layer types whose heads all see the same keys: those that do not hash."""
 
     def attend(self, module, q, k, v, rotations):
         start = self.store(q, k, v)
@@ -166,33 +173,26 @@ class SharedWindowCacheLayer(ReformerCacheLayer):
         first, seen, weights = self.window(module, start, end)
         keys, values = self.keys[:, :, first:end], self.values[:, :, first:end]
         scale = self.scales[:, :, None, first:end] if self.shared else q.shape[-1] ** -0.5
-        return attend(q, keys, values, scale, seen, weights, self.values[:, :, start:end] if self.shared else None)
+        return attend(q, keys, values, scale, seen, weights, self.values[:, :, start:end])
 
     def window(self, module, start, end):
         """First slot that matters to queries in the slots from `start` to `end`, which keys from there on each query
         sees (None: all of them), and how often each counts (None: once)."""
-        real, device = self.real(), self.device
+        rule, real = module.rule, self.real()
         real = None if real is None else real[:, :end]
-        alone = end - start == 1 and real is None
-        if self.layer_type in ("full", "full_shared_qk"):
-            return 0, None if alone and not self.shared else sees_all(start, end, self.shared, real, device), None
-        if self.layer_type == "strict_local":
-            window = module.before * module.chunk_length
-            first = first_of_window(start, window, real if self.tokens.holes else None)
-            return first, None if alone else sees_window(start, end, first, window, real, device), None
-        return self.chunk_window(module, start, end, real, alone)
+        chunk, before = (module.chunk_length, module.before) if module.chunked and not module.strict else (None, 0)
+        first = start - rule.before - self.tokens.holes if chunk is None else (start // chunk - before) * chunk
+        first, seen = max(0, first), None
+        if end - start > 1 or real is not None or not rule.is_interval:
+            seen = sees_cached(rule, start, end, first, real, self.device, chunk, before)
+        return first, seen, None if chunk is None else self.repeats(module, start, end, first)
 
-    def chunk_window(self, module, start, end, real, alone):
+    def repeats(self, module, start, end, first):
+        """(n, K), how often a key counts, or None where each counts once: a query's own chunk, in a short `"local"` input."""
         chunk = module.chunk_length
-        first = max(0, (start // chunk - module.before) * chunk)
-        seen = None if alone else sees_chunks(start, end, first, chunk, module.before, real, self.device)
         repeats = own_chunk_repeats(module.padded_length(self.length), chunk, module.before, module.after)
         if repeats == 1:
-            return first, seen, None
+            return None
         slots = torch.arange(first, end, device=self.device)
         own = slots // chunk == slots[start - first :, None] // chunk
-        return first, seen, torch.where(own, float(repeats), 1.0).to(self.scale_dtype)
-
-    @property
-    def scale_dtype(self):
-        return torch.promote_types(self.dtype, torch.float32)
+        return torch.where(own, float(repeats), 1.0).to(torch.promote_types(self.dtype, torch.float32))

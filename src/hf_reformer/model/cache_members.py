@@ -9,39 +9,36 @@ Shapes: B batch, H heads, R rounds, n new tokens, L tokens, N buckets per round:
 
 import torch
 
-from .sorting import bucket_bounds
-
 SLACK = 32  # tokens that can be added, or taken back, at a time
 
 
 class BucketMembers:
-    """Rings of the latest members, all empty at first.
+    """Rings of the latest members.
+
+    Args:
+        order, sorted_buckets: (B, H, R, at least L), int32 each: tokens by (bucket, position), of which only the first
+            `length` count; padding, in bucket N - 1, and what does not count stand last.
+        rule: how far back a token sees.
 
     Attributes:
         rings: (B, H, R, N * (W + SLACK)) int32, tokens.
         counts: (B, H, R, N) int64, members so far.
     """
 
-    def __init__(self, batch, heads, rounds, num_buckets, window, device):
-        self.window, self.depth, self.num_buckets = window, window + SLACK, num_buckets
-        self.rings = torch.zeros((batch, heads, rounds, num_buckets * self.depth), dtype=torch.int32, device=device)
-        self.counts = torch.zeros((batch, heads, rounds, num_buckets), dtype=torch.int64, device=device)
-        self.high = 0  # most tokens ever held: what lies more than SLACK below it may be overwritten
-        self._offsets = torch.arange(-window, 0, device=device)
-
-    def refill(self, order, sorted_buckets, length):
-        """Starts again from the first `length` tokens, given sorted by bucket: (R, B * H, at least L) int32 each."""
-        batch, heads, rounds = self.counts.shape[:3]
-        order, buckets = (x.transpose(0, 1).to(torch.int64) for x in (order, sorted_buckets))  # (B * H, R, L)
-        first, last = bucket_bounds(buckets)
-        slots = torch.arange(buckets.shape[-1], device=buckets.device)
-        bucket = buckets + self._first_buckets.view(batch * heads, rounds, 1)
-        is_token = order < length
-        self.counts.zero_().view(-1).scatter_add_(0, bucket[is_token], torch.ones_like(bucket[is_token]))
-        kept = is_token & (last - slots < self.depth)
-        places = bucket * self.depth + (slots - first) % self.depth
-        self.rings.view(-1)[places[kept]] = order[kept].to(torch.int32)
-        self.high = length
+    def __init__(self, order, sorted_buckets, length, num_buckets, rule):
+        self.steps = torch.arange(-rule.before, 0 if rule.exclude_self else 1, device=order.device)
+        self.near = rule.near(self.steps)
+        self.depth, self.num_buckets = rule.before + SLACK, num_buckets
+        self.high = length  # most tokens ever held: what lies more than SLACK below it may be overwritten
+        buckets = sorted_buckets.to(torch.int64)
+        self.counts = buckets.new_zeros((*order.shape[:3], num_buckets))
+        self.counts.scatter_add_(-1, buckets, (order < length).to(torch.int64))
+        # place p of a bucket holds its latest member with a number that is p modulo the depth
+        number = self.counts[..., None] - 1
+        number = number - (number - torch.arange(self.depth, device=order.device)) % self.depth
+        first = (self.counts.cumsum(-1) - self.counts)[..., None]
+        slots = (first + number).clamp_(0, order.shape[-1] - 1)
+        self.rings = order.gather(-1, slots.flatten(-2))
 
     @property
     def _first_buckets(self):
@@ -54,7 +51,7 @@ class BucketMembers:
         """Adds at most SLACK tokens, numbered from `start`; buckets: (B, H, R, n).
 
         Returns:
-            members, seen: (B, H, R, n, W), the latest members of each token's bucket before it, and whether they exist.
+            members, seen: (B, H, R, n, K), the latest members of each token's bucket, and whether the token sees them.
         """
         new = buckets.shape[-1]
         bucket = self._first_buckets + buckets
@@ -67,8 +64,8 @@ class BucketMembers:
         rings.index_copy_(0, (ring + rank % self.depth).reshape(-1), tokens.reshape(-1))
         counts.index_add_(0, flat, torch.ones_like(flat))
         self.high = max(self.high, start + new)
-        wanted = rank[..., None] + self._offsets
-        seen = wanted >= 0
+        wanted = rank[..., None] + self.steps
+        seen = (wanted >= 0) & self.near
         members = rings.take(ring[..., None] + wanted % self.depth)
         return members.masked_fill_(~seen, 0), seen
 

@@ -24,7 +24,7 @@ class ReformerGenerationMixin(GenerationMixin):
         past = past if model_kwargs.get("past_key_values") is None else model_kwargs["past_key_values"]
         self._check_room(generation_config, max_cache_length + 1)
         if past is not None:
-            model_kwargs["past_key_values"] = check_cache(past)
+            model_kwargs["past_key_values"] = check_cache(past, self.config)
             past._is_user_defined = True  # generate hands it back as it then is
         elif generation_config.use_cache is not False:
             kind = generation_config.cache_implementation
@@ -33,6 +33,11 @@ class ReformerGenerationMixin(GenerationMixin):
                     f"`cache_implementation` is {kind!r}, but must be None: Reformers have their own cache."
                 )
             model_kwargs["past_key_values"] = ReformerCache(self.config, reserve=max_cache_length)
+
+    def _get_candidate_generator(self, generation_config, *args, **kwargs):
+        """Prompt lookup would try more tokens than there may be: of the last one, nothing can follow."""
+        candidates = super()._get_candidate_generator(generation_config, *args, **kwargs)
+        return _ThatFit(candidates, generation_config.max_length - 1)
 
     def _check_room(self, generation_config, length):
         if length > self.config.maximum_length:
@@ -44,9 +49,24 @@ class ReformerGenerationMixin(GenerationMixin):
             )
 
 
-def check_cache(past):
-    """`past`, which must be a `ReformerCache`."""
+class _ThatFit:
+    """A generator of candidates, cut to `longest` tokens, prompt and all."""
+
+    def __init__(self, candidates, longest):
+        self.candidates, self.longest = candidates, longest
+
+    def get_candidates(self, input_ids, **arguments):
+        tokens, logits = self.candidates.get_candidates(input_ids, **arguments)
+        return tokens[:, : self.longest], logits if logits is None else logits[:, : self.longest - input_ids.shape[1]]
+
+    def __getattr__(self, name):
+        return getattr(self.candidates, name)
+
+
+def check_cache(past, config):
+    """`past`, which must be a `ReformerCache` made for this configuration."""
     # by name: a checkpoint that carries its own code has a class of its own
     if type(past).__name__ != "ReformerCache":
         raise ValueError(f"`past_key_values` is a {type(past).__name__}, but must be a ReformerCache.")
+    past.check_config(config)
     return past

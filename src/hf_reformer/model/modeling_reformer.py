@@ -11,7 +11,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .cache import CachedTokens, ReformerCache
+from .cache import CachedTokens, ReformerCache, leaves_cache_on_failure
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
 from .embeddings import AxialPositionEmbeddings, ReformerEmbeddings
 from .encoder import EncoderOutput, ReformerEncoder, final_norm
@@ -113,6 +113,7 @@ class ReformerModel(ReformerPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
+    @leaves_cache_on_failure
     @can_return_tuple
     def forward(
         self,
@@ -208,7 +209,7 @@ class ReformerModel(ReformerPreTrainedModel):
         if past is not None:
             if not self.config.is_decoder:
                 raise ValueError("`past_key_values` must be None where `config.is_decoder` is False.")
-            check_cache(past).settle()
+            check_cache(past, self.config).settle()
             return past
         if use_cache is None:
             use_cache = self.config.use_cache and not torch.is_grad_enabled() and not tracing()
@@ -323,6 +324,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         super().__init__(config)
         self.loss_type = "ForCausalLM"  # not to be guessed from the class's name; `Trainer` reads it
 
+    @leaves_cache_on_failure
     @can_return_tuple
     def forward(
         self,
