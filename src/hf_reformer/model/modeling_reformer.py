@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
+from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .cache import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
-from .embeddings import AxialPositionEmbeddings
+from .embeddings import AxialPositionEmbeddings, PositionTable, initialise_positions, initialise_words
 from .generation import ReformerGenerationMixin, check_cache
 from .inputs import check_inputs, check_labels, check_position_ids
 from .layer import ReformerEmbeddings, ReformerEncoder, is_watched
@@ -27,31 +27,41 @@ logger = logging.get_logger(__name__)
 LEAST_TOKENS = 64  # that the head works on at a time, however large the vocabulary
 
 
-class _OldCacheName:
-    """The cache under the name it had in the Reformer of transformers."""
+class _CacheOfTwoNames:
+    """The field `past_buckets_states`, as in the Reformer of transformers, also under today's name."""
 
     @property
-    def past_buckets_states(self):
-        return self.past_key_values
+    def past_key_values(self):
+        return self.past_buckets_states
+
+    def __getitem__(self, key):
+        return super().__getitem__("past_buckets_states" if key == "past_key_values" else key)
 
 
 @dataclass
-class ReformerModelOutput(_OldCacheName, ModelOutput):
+class ReformerModelOutput(_CacheOfTwoNames, ModelOutput):
     """What `ReformerModel` returns.
 
     last_hidden_state: (B, L, 2 * hidden), both streams side by side after the layer norm.
-    past_key_values: the cache, or None.
+    past_buckets_states: the cache, or None; `past_key_values` is the same.
     hidden_states, attentions: on request; see `ReformerModel.forward`.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: object | None = None
+    past_buckets_states: object | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-class ReformerCausalLMOutput(_OldCacheName, CausalLMOutputWithPast):
-    """What `ReformerModelWithLMHead` returns."""
+@dataclass
+class ReformerCausalLMOutput(_CacheOfTwoNames, ModelOutput):
+    """What `ReformerModelWithLMHead` returns: loss (), logits (B, L, V), and as `ReformerModelOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_buckets_states: object | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class ReformerPreTrainedModel(PreTrainedModel):
@@ -69,8 +79,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
 
     def __init__(self, config, *args, **kwargs):
-        if hasattr(config, "validate_reformer"):
-            config.validate_reformer()
+        config.validate_reformer()
         super().__init__(config, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
@@ -83,15 +92,22 @@ class ReformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Normal with `initializer_range`, axial positions with `axial_norm_std`; biases 0, norms 1."""
+        """Normal with `initializer_range`; biases 0, norms 1; words and positions as `config.embedding_init` says."""
         super()._init_weights(module)
         if isinstance(module, AxialPositionEmbeddings):
             self._init_weights(module.weights)
         elif isinstance(module, nn.ParameterList):
-            for weight in module:
-                init.normal_(weight, std=self.config.axial_norm_std)
+            initialise_positions(list(module), self.config)
+        elif isinstance(module, PositionTable):
+            initialise_positions([module.weight], self.config)
+        elif isinstance(module, nn.Embedding):
+            initialise_words(module.weight, self.config)
         elif isinstance(module, ReformerOnlyLMHead):
             init.zeros_(module.bias)
+
+    def extra_repr(self):
+        """What `print(model)` says of all layers together."""
+        return self.config.summary() if self.base_model is self else ""
 
 
 class ReformerModel(ReformerPreTrainedModel):
@@ -183,7 +199,7 @@ class ReformerModel(ReformerPreTrainedModel):
             )
         return ReformerModelOutput(
             last_hidden_state=encoded.last_hidden_state,
-            past_key_values=cache,
+            past_buckets_states=cache,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
@@ -354,7 +370,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         return ReformerCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            past_buckets_states=outputs.past_buckets_states,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
