@@ -260,6 +260,15 @@ class ReformerConfig(PreTrainedConfig):
         one_sided = [name for name, kind in kinds.items() if self.uses(kind) and getattr(self, name) == 0]
         return [] if self.is_decoder else one_sided
 
+    @classmethod
+    def of(cls, config):
+        """`config` itself, or what an object of transformers' own `ReformerConfig` says as one of these."""
+        if hasattr(config, "validate_reformer"):  # not by class: a checkpoint that carries its own code has another
+            return config
+        if getattr(config, "model_type", None) != "reformer":
+            raise ValueError(f"`config` is a {type(config).__name__}, but must be a hf_reformer.ReformerConfig.")
+        return cls.from_dict(config.to_dict())
+
     def default_pooling(self) -> str:
         """What `pooling=None` stands for."""
         if self.is_decoder:

@@ -40,6 +40,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over rows
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.reformer = ReformerModel(config)
@@ -96,6 +97,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
     """A label for every token."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.reformer = ReformerModel(config)
@@ -142,6 +144,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over rows
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         if config.num_labels != 2:
             raise ValueError(
                 f"`num_labels` is {config.num_labels}, but must be 2 for question answering: start and end."

@@ -114,6 +114,7 @@ class ReformerModel(ReformerPreTrainedModel):
     """The Reformer without a head."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         for name in config.fields_that_hide_later_tokens():
             logger.warning(
@@ -261,6 +262,7 @@ class _LanguageModel(ReformerPreTrainedModel):
     """What the two language models share: the head, and the loss over it."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         self.reformer = ReformerModel(config)
         self.lm_head = ReformerOnlyLMHead(config)
@@ -304,6 +306,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
     """The causal language model (`config.is_decoder` must be true): position t predicts token t + 1."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         if not config.is_decoder:
             raise ValueError("`config.is_decoder` is False, but must be True for a causal language model.")
         for prefix, kind in (("local", "local"), ("lsh", "lsh")):
@@ -383,6 +386,7 @@ class ReformerForMaskedLM(_LanguageModel):
     """The masked language model (`config.is_decoder` must be false)."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         if config.is_decoder:
             raise ValueError("`config.is_decoder` is True, but must be False for a masked language model.")
         super().__init__(config)
