@@ -150,13 +150,16 @@ def check_spans(start_positions, end_positions, batch):
     return spans
 
 
-def check_logits_to_keep(logits_to_keep, shape):
-    """How many positions of (B, L), the last, or which ones (L'), (B, L') or a mask (B, L); 0: all. Returns it."""
+def check_logits_to_keep(logits_to_keep, shape=None):
+    """How many positions of (B, L), the last, or which ones (L'), (B, L') or a mask (B, L); 0: all. Returns it. Without
+    `shape` only its type is looked at."""
     if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool) and logits_to_keep >= 0:
         return logits_to_keep
     if not torch.is_tensor(logits_to_keep):
         allowed = "an integer of at least 0, or a tensor of positions"
         raise ValueError(f"`logits_to_keep` is {logits_to_keep!r}, but must be {allowed}.")
+    if shape is None:
+        return logits_to_keep if logits_to_keep.dtype == torch.bool else as_ids("logits_to_keep", logits_to_keep)
     if logits_to_keep.dtype == torch.bool:
         _check_shape("logits_to_keep", logits_to_keep, tuple(logits_to_keep.shape) == tuple(shape), f"{tuple(shape)}")
         return logits_to_keep

@@ -15,7 +15,7 @@ from .cache import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
 from .embeddings import AxialPositionEmbeddings, PositionTable, initialise_positions, initialise_words
 from .generation import ReformerGenerationMixin, check_cache
-from .inputs import check_inputs, check_labels, check_position_ids
+from .inputs import as_ids, check_inputs, check_keywords, check_labels, check_logits_to_keep, check_position_ids
 from .layer import ReformerEmbeddings, ReformerEncoder, is_watched
 from .losses import chunked_token_cross_entropy, next_token_labels, token_cross_entropy
 from .recompute import as_tuple, fitting_tokens, in_token_chunks
@@ -172,6 +172,8 @@ class ReformerModel(ReformerPreTrainedModel):
             ValueError: for inputs of a wrong shape or range.
         """
         config = self.config
+        check_keywords(self, kwargs)
+        input_ids = None if input_ids is None else as_ids("input_ids", input_ids)
         cache = self._cache(past_buckets_states if past_key_values is None else past_key_values, use_cache)
         past = 0 if cache is None else cache.get_seq_length()
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, past)
@@ -182,7 +184,7 @@ class ReformerModel(ReformerPreTrainedModel):
             device = (input_ids if inputs_embeds is None else inputs_embeds).device
             position_ids = self._default_positions(shape[1], real_tokens, device, cache)
         else:
-            check_position_ids(config, position_ids, shape)
+            position_ids = check_position_ids(config, position_ids, shape, real_tokens)
         if cache is not None:
             cache.begin(shape[1], shape[0], real_tokens, config.num_hashes if num_hashes is None else num_hashes)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
@@ -342,6 +344,8 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             kwargs: `shift_labels` (B, L), labels that are shifted already. It has no name of its own in the signature
                 because `Trainer` evaluates a loss only where the data hold all arguments named "...labels".
         """
+        check_keywords(self, kwargs)
+        logits_to_keep = check_logits_to_keep(logits_to_keep)
         shift_labels = kwargs.get("shift_labels")
         no_loss = labels is None and shift_labels is None
         outputs = self.reformer(
@@ -360,8 +364,10 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             return_dict=True,
         )
         inputs = as_tuple(outputs.last_hidden_state)
-        for name, value in (("labels", labels), ("shift_labels", shift_labels)):
+        labels, shift_labels = (
             check_labels(name, value, inputs[0].shape[:2], self.config.vocab_size)
+            for name, value in (("labels", labels), ("shift_labels", shift_labels))
+        )
         if labels is not None and shift_labels is None:
             shift_labels = next_token_labels(labels)
         if shift_labels is None:
@@ -406,6 +412,7 @@ class ReformerForMaskedLM(_LanguageModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
+        check_keywords(self, kwargs)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -418,6 +425,6 @@ class ReformerForMaskedLM(_LanguageModel):
             return_dict=True,
         )
         inputs = as_tuple(outputs.last_hidden_state)
-        check_labels("labels", labels, inputs[0].shape[:2], self.config.vocab_size)
+        labels = check_labels("labels", labels, inputs[0].shape[:2], self.config.vocab_size)
         loss, logits = self._loss_and_logits(inputs, labels, num_items_in_batch)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
