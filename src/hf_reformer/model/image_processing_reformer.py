@@ -6,6 +6,8 @@ Token (h W + w) C + c is the value 0..255 of channel c of the pixel in row h and
 of 64 x 64 is 12,288 tokens, the paper's imagenet64; its model has axial positions of shape (64, 64, 3), one axis each.
 """
 
+import os
+
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -94,8 +96,8 @@ class ReformerImageProcessor(PilBackend):
 
     def _fetched(self, image):
         """Paths and addresses are opened; anything else must be an image already."""
-        if isinstance(image, str):
-            return self.fetch_images(image)
+        if isinstance(image, (str, os.PathLike)):
+            return self.fetch_images(os.fspath(image))
         if not is_valid_image(image):
             raise ValueError(
                 f"`images` holds a {type(image).__name__}, but must hold PIL images, arrays, tensors or paths."
