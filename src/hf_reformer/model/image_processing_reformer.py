@@ -97,7 +97,7 @@ class ReformerImageProcessor(PilBackend):
     def _fetched(self, image):
         """Paths and addresses are opened; anything else must be an image already."""
         if isinstance(image, (str, os.PathLike)):
-            return self.fetch_images(os.fspath(image))
+            return _opened(image) if os.path.isfile(image) else self.fetch_images(os.fspath(image))
         if not is_valid_image(image):
             raise ValueError(
                 f"`images` holds a {type(image).__name__}, but must hold PIL images, arrays, tensors or paths."
@@ -201,6 +201,15 @@ def _listed(images):
     if not isinstance(images, (list, tuple)):
         return [images]
     return [one for item in images for one in _listed(item)]
+
+
+def _opened(path):
+    """The image of a file in the mode that it has, turned as its camera says. (transformers makes it RGB at once, which turns
+    what is transparent into whatever colour lies below, and 16 bits into 8.)"""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image)
 
 
 def _single_images(image):
