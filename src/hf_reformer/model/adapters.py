@@ -10,7 +10,7 @@ TABLES = "peft.utils.constants"
 
 def register_lora_targets():
     """Tells peft now, or as soon as somebody imports it: `LoraConfig` then needs no `target_modules`. peft keeps a table by
-    model type and offers no way to be told otherwise; an entry of its own would win."""
+    model type and offers no way to be told otherwise; an entry of its own would win. Called when a model is built."""
     if TABLES in sys.modules:
         _enter(sys.modules[TABLES])
     elif not any(isinstance(finder, _WhenPeftIsImported) for finder in sys.meta_path):

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 from transformers import PreTrainedConfig
 
-from .adapters import register_lora_targets
 from .configuration_checks import (  # noqa: F401 (modules of layers ask for their kinds here)
     ATTN_LAYERS,
     LOCAL_LAYERS,
@@ -24,8 +23,6 @@ from .configuration_checks import (  # noqa: F401 (modules of layers ask for the
     is_int,
     reject,
 )
-
-register_lora_targets()
 
 LARGEST_UNFACTORISED = 128  # buckets; above, two factors hash as finely with far fewer rotations (Trax does the same)
 NOTE = (

@@ -11,6 +11,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .adapters import register_lora_targets
 from .cache import CachedTokens, ReformerCache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
 from .embeddings import AxialPositionEmbeddings, PositionTable, initialise_positions, initialise_words
@@ -80,6 +81,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config, *args, **kwargs):
         config.validate_reformer()
+        register_lora_targets()
         super().__init__(config, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
