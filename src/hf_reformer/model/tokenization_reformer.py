@@ -46,8 +46,8 @@ class ReformerByteTokenizer(TokenizersBackend):
     """Text as UTF-8 bytes: id = byte + 2, `<pad>` = 0, `</s>` = 1, nothing added before or after.
 
     Special and added tokens are found in text (a chat template's, `text + tokenizer.eos_token`, `<mask>`), as other
-    tokenizers find them; with `split_special_tokens=True`, here or in a call, text that spells one is its bytes, as all
-    other text. Others than those two come after the bytes, from id 258. Saved as `tokenizer.json`, so `AutoTokenizer` reads
+    tokenizers find them; with `split_special_tokens=True`, here or in a call, text that spells a special one is its bytes,
+    as all other text. Others than those two come after the bytes, from id 258. Saved as `tokenizer.json`, so `AutoTokenizer` reads
     it back with and without this package. `str` cannot carry every byte string: `encode_bytes` and `decode_bytes` can.
 
     Words given one by one (`is_split_into_words=True`) are set apart by a space, which belongs to the word behind it. In
@@ -55,7 +55,7 @@ class ReformerByteTokenizer(TokenizersBackend):
     whole-word masking then finds the words, and a span's first character its first byte.
 
     Args:
-        split_special_tokens: count special and added tokens in text as the bytes that spell them.
+        split_special_tokens: count special tokens in text as the bytes that spell them.
         model_max_length: longest input in tokens; pipelines truncate by it. Set it to `config.maximum_length`.
 
     Raises:
