@@ -29,8 +29,7 @@ NOTE = (
     "Layers of this model are of the Python package hf_reformer: `import hf_reformer` before loading it (or "
     "trust_remote_code=True, where its code lies beside). transformers' own Reformer does not know them."
 )
-DEFAULT_START = "sinusoidal"
-# for_bytes: layers, hidden, heads (of 64), feed-forward; about 0.7, 6, 38 and 151 million parameters
+# for_bytes: layers, hidden, heads (of 64), feed-forward; about 0.5, 5, 37 and 146 million parameters
 SIZES = {
     "tiny": (2, 128, 2, 512),
     "small": (6, 256, 4, 1024),
@@ -61,10 +60,10 @@ class ReformerConfig(PreTrainedConfig):
         axial_pos_shape, axial_pos_embds_dim, max_position_embeddings: left out, they follow from each other and from
             `hidden_size`: a grid of two axes that holds `max_position_embeddings` (4,096) positions, or as many of these
             as the grid given has points.
-        embedding_init (`str` or `None`): how words and positions of a new model start. `"balanced"`: both with
-            `initializer_range`; `"sinusoidal"`: words of size 1, sinusoids as positions; `"published"`: words with
+        embedding_init (`str` or `None`): how words and positions of a new model start. `"balanced"`: both normal, of size 1,
+            as in Trax; `"sinusoidal"`: words of size 1, sinusoids as positions; `"published"`: words with
             `initializer_range` (0.02), positions with `axial_norm_std` (1), under which words are at first noise. `None`:
-            @DEFAULT@, but `"published"` for models with a `"local"` or `"lsh"` layer, or where `axial_norm_std` is given.
+            balanced, but published for models with a `"local"` or `"lsh"` layer, or where `axial_norm_std` is given.
         pooling (`str` or `None`): what a sequence classifier reads, of the real tokens: the `"first"`, the `"last"` or
             their `"mean"`. `None`: the last of causal models, as of transformers' other decoders; the first where a layer
             is `"local"` or `"lsh"`, as of transformers' Reformer; else the mean.
@@ -140,7 +139,7 @@ class ReformerConfig(PreTrainedConfig):
         self.num_hidden_layers = len(self.attn_layers) if num_hidden_layers is None else num_hidden_layers
         if self.embedding_init is None:
             published = self.uses(*PUBLISHED_LAYERS) or self.axial_norm_std is not None
-            self.embedding_init = "published" if published else DEFAULT_START
+            self.embedding_init = "published" if published else "balanced"
         self.axial_norm_std = 1.0 if self.axial_norm_std is None else self.axial_norm_std
         self._let_positions_follow(_from_file)
         super().__post_init__(**kwargs)

@@ -75,14 +75,15 @@ class AxialPositionEmbeddings(nn.Module):
 
 
 def initialise_words(weight, config):
-    """(V, hidden): beside positions of size 1, words of `initializer_range` would be noise for long."""
-    init.normal_(weight, std=1.0 if config.embedding_init == "sinusoidal" else config.initializer_range)
+    """(V, hidden): of size 1, as in Trax, or `initializer_range`, as published; beside positions of size 1 that is noise."""
+    init.normal_(weight, std=config.initializer_range if config.embedding_init == "published" else 1.0)
 
 
 def initialise_positions(weights, config):
     """One table per axis, (..., axis size, ..., axis dim) each; learned positions are one axis, (L, hidden)."""
-    axial = config.axial_norm_std if config.axial_pos_embds else config.initializer_range
-    std = axial if config.embedding_init == "published" else config.initializer_range
+    std = 1.0
+    if config.embedding_init == "published":
+        std = config.axial_norm_std if config.axial_pos_embds else config.initializer_range
     for axis, weight in enumerate(weights):
         if config.embedding_init != "sinusoidal":
             init.normal_(weight, std=std)
