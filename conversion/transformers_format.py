@@ -31,7 +31,7 @@ CLASSES = {
 }
 CONSTANTS = re.compile(r"(^|\.)((self_)?mask_value_float(16|32)|position_ids)$")
 THEIR_LAYERS = ("local", "lsh")
-OURS_ONLY = ("reversible", "allow_duplicate_attention")
+OURS_ONLY = ("reversible", "allow_duplicate_attention", "embedding_init", "pooling")
 
 
 def read(path, config, max_length=None):
@@ -115,6 +115,10 @@ def config_for_transformers(config):
         raise ValueError(f"`attn_layers` holds {foreign}, which transformers' Reformer cannot compute.")
     if not config.allow_duplicate_attention:
         raise ValueError("`allow_duplicate_attention` is False, which transformers' Reformer cannot compute.")
+    if config.pooling not in (None, "first"):
+        raise ValueError(
+            f"`pooling` is {config.pooling!r}, but transformers' Reformer can only read the 'first' token."
+        )
     fields = {name: value for name, value in config.to_dict().items() if name not in OURS_ONLY}
     if config.uses("lsh") and config.num_buckets is None:
         factors = config.bucket_factors("lsh")

@@ -59,9 +59,23 @@ def test_add_adapter_of_transformers_needs_no_targets_either(fresh_table):
     assert any("query_key.lora_A" in name for name, _ in model.named_parameters())
 
 
-def test_importing_the_package_does_not_import_peft():
-    code = "import sys, hf_reformer; hf_reformer.ReformerConfig().to_dict(); sys.exit('peft' in sys.modules)"
+BUILD = "model = hf_reformer.ReformerModel(hf_reformer.ReformerConfig(attn_layers=['lsh'], axial_pos_embds=False))"
+
+
+def test_building_a_model_does_not_import_peft():
+    code = f"import sys, hf_reformer; {BUILD}; sys.exit('peft' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_peft_imported_after_the_model_was_built_needs_no_targets_either():
+    code = f"import hf_reformer; {BUILD}; import peft; peft.get_peft_model(model, peft.LoraConfig())"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_reading_a_configuration_writes_nothing_into_pefts_table(fresh_table):
+    tiny_config(LAYERS).to_dict()
+    assert "reformer" not in fresh_table
 
 
 @pytest.mark.parametrize("embeddings", ["frozen", "trained"])

@@ -5,6 +5,7 @@ import torch
 from helpers import build, tiny_config, tokens
 
 import hf_reformer
+from hf_reformer.model import losses
 
 LOCAL, LSH, STRICT_LOCAL, STRICT_LSH = ["local"] * 3, ["lsh"] * 3, ["strict_local"] * 3, ["strict_lsh"] * 3
 
@@ -30,11 +31,23 @@ BAD_CONFIGURATIONS = {
     "empty list of bucket factors": (LSH, {"num_buckets": []}, "num_buckets", "[]"),
     "one bucket in a published layer": (LSH, {"num_buckets": 1}, "num_buckets", 1),
     "one bucket as a factor": (STRICT_LSH, {"num_buckets": [4, 1]}, "num_buckets", "[4, 1]"),
-    "axial dims not summing to hidden_size": (LOCAL, {"axial_pos_embds_dim": [5, 8]}, "axial_pos_embds_dim", "(5, 8)"),
-    "axial dims fewer than axes": (LOCAL, {"axial_pos_embds_dim": [14]}, "axial_pos_embds_dim", "(14,)"),
     "axial dim of zero": (LOCAL, {"axial_pos_embds_dim": [14, 0]}, "axial_pos_embds_dim", "(14, 0)"),
     "axial shape of zero": (LOCAL, {"axial_pos_shape": [17, 0]}, "axial_pos_shape", "(17, 0)"),
     "empty axial shape": (LOCAL, {"axial_pos_shape": [], "axial_pos_embds_dim": []}, "axial_pos_shape", "()"),
+    "a boolean as number of buckets": (STRICT_LSH, {"num_buckets": True}, "num_buckets", True),
+    "infinite epsilon": (LOCAL, {"layer_norm_eps": float("inf")}, "layer_norm_eps", "inf"),
+    "infinite initial spread": (LOCAL, {"initializer_range": float("inf")}, "initializer_range", "inf"),
+    "initial spread that is no number": (LOCAL, {"initializer_range": float("nan")}, "initializer_range", "nan"),
+    "epsilon that is a boolean": (LOCAL, {"layer_norm_eps": True}, "layer_norm_eps", True),
+    "a word for a boolean": (LOCAL, {"is_decoder": "no"}, "is_decoder", "no"),
+    "a number for a boolean": (LOCAL, {"reversible": 3}, "reversible", 3),
+    "none for a boolean": (LOCAL, {"allow_duplicate_attention": None}, "allow_duplicate_attention", None),
+    "a word for whether to cache": (LOCAL, {"use_cache": "no"}, "use_cache", "no"),
+    "a number for axial positions": (LOCAL, {"axial_pos_embds": 0}, "axial_pos_embds", 0),
+    "misspelt field": (LSH, {"num_hash": 4}, "num_hash", "num_hashes"),
+    "unknown pooling": (LOCAL, {"pooling": "max"}, "pooling", "max"),
+    "unknown start": (LOCAL, {"embedding_init": "normal"}, "embedding_init", "normal"),
+    "spread of positions that is not used": (STRICT_LSH, {"embedding_init": "balanced"}, "axial_norm_std", 0.5),
     "no hash rounds": (LSH, {"num_hashes": 0}, "num_hashes", 0),
     "half a hash round": (LSH, {"num_hashes": 1.5}, "num_hashes", 1.5),
     "no chunk length": (LSH, {"lsh_attn_chunk_length": None}, "lsh_attn_chunk_length", None),
@@ -79,6 +92,23 @@ def test_bad_configuration(case):
     attn_layers, fields, name, value = BAD_CONFIGURATIONS[case]
     with pytest.raises(ValueError) as error:
         tiny_config(attn_layers, **fields)
+    assert_explains(error, name, value)
+
+
+BAD_TOGETHER = {
+    "axial dims not summing to hidden_size": (LOCAL, {"axial_pos_embds_dim": [5, 8]}, "axial_pos_embds_dim", "(5, 8)"),
+    "axial dims fewer than axes": (LOCAL, {"axial_pos_embds_dim": [14]}, "axial_pos_embds_dim", "(14,)"),
+    "fewer points than positions": (STRICT_LSH, {"max_position_embeddings": 222}, "axial_pos_shape", "(17, 13)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TOGETHER)
+def test_fields_that_contradict_each_other_are_refused_when_the_model_is_built(case):
+    """Not before: transformers makes such configurations on the way to others."""
+    attn_layers, fields, name, value = BAD_TOGETHER[case]
+    config = tiny_config(attn_layers, **fields)
+    with pytest.raises(ValueError) as error:
+        hf_reformer.ReformerModel(config)
     assert_explains(error, name, value)
 
 
@@ -187,6 +217,19 @@ BAD_INPUTS = {
     "no hash rounds": ({"input_ids": ids(2, 9), "num_hashes": 0}, "num_hashes", 0),
     "negative hash rounds": ({"input_ids": ids(2, 9), "num_hashes": -2}, "num_hashes", -2),
     "half a hash round": ({"input_ids": ids(2, 9), "num_hashes": 2.5}, "num_hashes", 2.5),
+    "ids that are a list": ({"input_ids": [[1, 2]]}, "input_ids", "list"),
+    "ids that are an array": ({"input_ids": ids(2, 9).numpy()}, "input_ids", "ndarray"),
+    "ids that are booleans": ({"input_ids": ids(2, 9).bool()}, "input_ids", "bool"),
+    "embeddings that are a list": ({"inputs_embeds": [[[0.0] * 14]]}, "inputs_embeds", "list"),
+    "embeddings that are integers": ({"inputs_embeds": ids(2, 9, 14)}, "inputs_embeds", "int64"),
+    "a mask that is a list": ({"input_ids": ids(1, 2), "attention_mask": [[1, 1]]}, "attention_mask", "list"),
+    "positions that are a list": ({"input_ids": ids(1, 2), "position_ids": [[0, 1]]}, "position_ids", "list"),
+    "positions that start again": (
+        {"input_ids": ids(2, 9), "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]])}, "position_ids", "4 back to 0",
+    ),
+    "labels that are a list": ({"input_ids": ids(1, 2), "labels": [[1, 1]]}, "labels", "list"),
+    "a misspelt argument": ({"input_ids": ids(2, 9), "attention_maks": ids(2, 9)}, "attention_maks", "attention_mask"),
+    "an argument that is none": ({"input_ids": ids(2, 9), "segments": 3}, "segments", "position_ids"),
 }  # fmt: skip
 
 
@@ -198,6 +241,145 @@ def test_bad_input_of_a_language_model(case, is_decoder):
     with pytest.raises(ValueError) as error:
         model(**inputs)
     assert_explains(error, name, value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "x", True, None, torch.tensor([0.5])])
+def test_logits_to_keep_that_are_none(value):
+    model = build(tiny_config(LOCAL), dtype=torch.float32)
+    with pytest.raises(ValueError) as error:
+        model(input_ids=ids(2, 9), logits_to_keep=value)
+    assert_explains(error, "logits_to_keep", "")
+
+
+@pytest.mark.parametrize(
+    "kept", [0, 1, 9, 20, torch.tensor([3, 5]), torch.tensor([[3], [5]], dtype=torch.int32)], ids=str
+)
+def test_logits_to_keep_that_are_right(kept):
+    model = build(tiny_config(LOCAL), dtype=torch.float32)
+    logits = model(input_ids=ids(2, 9)).logits
+    if torch.is_tensor(kept):
+        expected = logits[torch.arange(2)[:, None], kept.long()]
+    else:
+        expected = logits[:, -kept:]
+    torch.testing.assert_close(model(input_ids=ids(2, 9), logits_to_keep=kept).logits, expected)
+
+
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+
+
+@pytest.mark.parametrize("dtype", WHOLE, ids=str)
+@pytest.mark.parametrize("head", ["ReformerModelWithLMHead", "ReformerForMaskedLM", "ReformerForTokenClassification"])
+def test_tokens_labels_and_positions_of_any_integer_type(head, dtype):
+    config = tiny_config(LOCAL, is_decoder=head == "ReformerModelWithLMHead", num_labels=19)
+    model, input_ids = build(config, getattr(hf_reformer, head)), tokens(config, 2, 9)
+    positions = torch.arange(9)[None]
+    expected = model(input_ids, labels=input_ids, position_ids=positions).loss
+    for name in ("input_ids", "labels", "position_ids"):
+        inputs = {"input_ids": input_ids, "labels": input_ids, "position_ids": positions}
+        assert torch.equal(model(**{**inputs, name: inputs[name].to(dtype)}).loss, expected), name
+
+
+def test_unsigned_labels_that_look_like_an_ignored_one_count():
+    """-100 as uint8 is 156, a byte like others."""
+    config = tiny_config(LOCAL, is_decoder=False, vocab_size=258)
+    model, input_ids = build(config), tokens(config, 2, 9)
+    labels = torch.full((2, 9), 156)
+    expected = model(input_ids, labels=labels).loss
+    assert expected > 0 and torch.equal(model(input_ids, labels=labels.to(torch.uint8)).loss, expected)
+
+
+def test_classes_and_spans_of_any_integer_type():
+    config = tiny_config(LOCAL, is_decoder=False, num_labels=3)
+    model, input_ids = build(config, hf_reformer.ReformerForSequenceClassification), tokens(config, 2, 9)
+    expected = model(input_ids, labels=torch.tensor([2, 1])).loss
+    assert all(torch.equal(model(input_ids, labels=torch.tensor([2, 1]).to(dtype)).loss, expected) for dtype in WHOLE)
+    config = tiny_config(LOCAL, is_decoder=False, num_labels=2)
+    model, span = build(config, hf_reformer.ReformerForQuestionAnswering), torch.tensor([2, 5])
+    expected = model(input_ids, start_positions=span, end_positions=span).loss
+    for dtype in WHOLE:
+        small = span.to(dtype)
+        assert torch.equal(model(input_ids, start_positions=small, end_positions=small).loss, expected)
+
+
+NO_LABELS = {
+    "ReformerModelWithLMHead": {"labels": torch.full((2, 9), -100)},
+    "ReformerForMaskedLM": {"labels": torch.full((2, 9), -100)},
+    "ReformerForTokenClassification": {"labels": torch.full((2, 9), -100)},
+    "ReformerForSequenceClassification": {"labels": torch.full((2,), -100)},
+    "ReformerForQuestionAnswering": {
+        "start_positions": torch.tensor([9, 40]),
+        "end_positions": torch.tensor([-100, 9]),
+    },
+}
+
+
+@pytest.mark.parametrize("head", NO_LABELS)
+def test_a_loss_over_no_label_is_zero_and_said_once(head, caplog):
+    losses.logger.warning_once.cache_clear()
+    config = tiny_config(LOCAL, is_decoder=head == "ReformerModelWithLMHead", num_labels=2)
+    model = build(config, getattr(hf_reformer, head), dtype=torch.float32).train()
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            loss = model(tokens(config, 2, 9), **NO_LABELS[head]).loss
+            loss.backward()
+    assert loss == 0 and all(bool((p.grad == 0).all()) for p in model.parameters() if p.grad is not None)
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
+    assert "no label" in caplog.text
+
+
+def test_no_items_in_a_batch_of_accumulated_gradients():
+    model, input_ids = build(tiny_config(LOCAL), dtype=torch.float32), ids(2, 9)
+    for none in (0, torch.tensor(0)):
+        assert model(input_ids, labels=torch.full((2, 9), -100), num_items_in_batch=none).loss == 0
+
+
+def test_keywords_that_libraries_pass_are_not_refused():
+    """transformers' pipelines, generate, Trainer and collators, peft, tokenizers with segments."""
+    passed = {
+        "return_dict": True, "use_cache": False, "output_attentions": False, "output_hidden_states": False,
+        "token_type_ids": ids(2, 9), "cache_position": torch.arange(9), "num_items_in_batch": 18, "is_causal": True,
+        "output_router_logits": False, "head_mask": None,
+    }  # fmt: skip
+    for head in ("ReformerModel", *NO_LABELS):
+        config = tiny_config(LOCAL, is_decoder=head == "ReformerModelWithLMHead", num_labels=2)
+        build(config, getattr(hf_reformer, head), dtype=torch.float32)(input_ids=ids(2, 9), **passed)
+
+
+@pytest.mark.parametrize("head", NO_LABELS)
+def test_a_misspelt_argument_of_any_head(head):
+    config = tiny_config(LOCAL, is_decoder=head == "ReformerModelWithLMHead", num_labels=2)
+    model = build(config, getattr(hf_reformer, head), dtype=torch.float32)
+    with pytest.raises(ValueError, match="`input_embeds` is given, but must be an argument of .*`inputs_embeds`"):
+        model(input_ids=ids(2, 9), input_embeds=torch.zeros(2, 9, 14))
+
+
+def test_a_start_in_front_of_the_text_is_refused():
+    model = build(tiny_config(LOCAL, is_decoder=False, num_labels=2), hf_reformer.ReformerForQuestionAnswering)
+    with pytest.raises(ValueError, match="`start_positions` holds -5, but must"):
+        model(ids(1, 9), start_positions=torch.tensor([-5]), end_positions=torch.tensor([3]))
+
+
+def test_positions_of_padding_may_be_anything():
+    """`generate` gives padding on the left the position 1, in front of 0."""
+    model = build(tiny_config(STRICT_LSH), dtype=torch.float32)
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    model(input_ids=ids(1, 5), attention_mask=mask, position_ids=torch.tensor([[1, 1, 0, 1, 2]]))
+
+
+def test_too_many_tokens_are_counted_once_and_the_remedy_is_named():
+    with pytest.raises(ValueError) as error:
+        build(tiny_config(LOCAL), dtype=torch.float32)(input_ids=ids(1, 222))
+    assert str(error.value).count("222") == 1 and str(error.value).count("221") == 2
+    assert "cut them" in str(error.value) and "max_position_embeddings" in str(error.value)
+
+
+def test_unknown_fields_of_a_file_are_kept(caplog):
+    fields = {**tiny_config(LOCAL).to_dict(), "finetuned_by": "somebody", "num_hash": 4}
+    with caplog.at_level("WARNING"):
+        config = hf_reformer.ReformerConfig.from_dict(fields)
+    assert config.finetuned_by == "somebody" and config.num_hash == 4
+    assert [record.message for record in caplog.records if "finetuned" in record.message] == []
+    assert "num_hashes" in caplog.text
 
 
 BAD_LABELS = {

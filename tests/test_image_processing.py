@@ -1,5 +1,7 @@
 """`ReformerImageProcessor`: images to byte tokens in the paper's order, and exactly back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,9 +66,25 @@ def test_every_kind_of_input_gives_the_same_tokens(processor, name):
     assert np.array_equal(tokens, IMAGES.reshape(2, -1))
 
 
-def test_paths_are_opened(processor, tmp_path):
+@pytest.mark.parametrize("kind", [str, Path])
+def test_paths_are_opened(processor, tmp_path, kind):
     Image.fromarray(IMAGES[0]).save(tmp_path / "image.png")
-    assert processor(str(tmp_path / "image.png"))["input_ids"][0].tolist() == IMAGES[0].reshape(-1).tolist()
+    expected = IMAGES[0].reshape(-1).tolist()
+    assert processor(kind(tmp_path / "image.png"))["input_ids"][0].tolist() == expected
+    assert processor([kind(tmp_path / "image.png")])["input_ids"][0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white_in_files_of_every_mode(processor, tmp_path, mode):
+    image = Image.new("RGBA", (WIDTH, HEIGHT), (255, 0, 0, 0))
+    image.convert(mode).save(tmp_path / "image.png")
+    assert set(processor(tmp_path / "image.png")["input_ids"][0].tolist()) == {255}
+
+
+def test_an_image_of_16_bits_is_refused_by_its_mode(processor, tmp_path):
+    Image.fromarray(np.full((HEIGHT, WIDTH), 1000, np.uint16)).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="mode 'I;16', but must have one of"):
+        processor(tmp_path / "image.png")
 
 
 @pytest.mark.parametrize("kind", ["PIL", "array", "array with a channel", "channel first", "tensor"])

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
+import hf_reformer
 from hf_reformer.model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
-TOKENIZER = ReformerByteTokenizer(model_max_length=997)
+TOKENIZER = ReformerByteTokenizer(model_max_length=997, split_special_tokens=True)  # text is its bytes, all of it
 TEXTS = [
     "",
     "\0",
@@ -71,8 +73,6 @@ def test_saved_and_reloaded_tokenizer_is_the_same(tmp_path, text):
 
 
 def test_auto_tokenizer_gives_the_byte_class_once_the_package_is_imported(tmp_path):
-    import hf_reformer  # noqa: F401 (registers its classes)
-
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "reformer"}))
     TOKENIZER.save_pretrained(tmp_path)
     assert type(AutoTokenizer.from_pretrained(tmp_path)) is ReformerByteTokenizer
@@ -100,8 +100,131 @@ def test_batches_are_padded_with_zero_and_masked():
     assert TOKENIZER.decode_bytes(batch["input_ids"][0]) == b"ab"
 
 
-def test_special_tokens_in_text_are_found_when_asked_for():
-    assert TOKENIZER("a</s>", split_special_tokens=False)["input_ids"] == [99, 1]
+def test_special_tokens_in_text_are_found_unless_asked_otherwise(tmp_path):
+    tokenizer = ReformerByteTokenizer(mask_token="<mask>")
+    tokenizer.add_tokens(["<x>"])
+    tokenizer.save_pretrained(tmp_path)
+    text = "a</s> <mask><x>"
+    for one in (tokenizer, ReformerByteTokenizer.from_pretrained(tmp_path)):
+        assert one(text)["input_ids"] == [99, 1, 34, 258, 259]
+        assert one.decode([99, 1, 34, 258, 259]) == text
+        assert one.decode_bytes([99, 1, 34, 258, 259]) == b"a <x>"
+        # what is asked for are the bytes of special tokens; `add_tokens` added one that is not special
+        assert one(text, split_special_tokens=True)["input_ids"] == [byte + 2 for byte in b"a</s> <mask>"] + [259]
+
+
+def test_raw_bytes_asked_for_once_stay_so_after_saving(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("a</s>")["input_ids"] == [byte + 2 for byte in b"a</s>"]
+
+
+NAMED = ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+@pytest.mark.parametrize("how", ["given", "added"])
+def test_every_special_token_survives_saving(how, tmp_path):
+    tokens = {name: f"<{name[:3]}>" for name in NAMED}
+    tokenizer = ReformerByteTokenizer(**tokens) if how == "given" else ReformerByteTokenizer()
+    if how == "added":
+        tokenizer.add_special_tokens({**tokens, "additional_special_tokens": ["<|user|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    text = "".join(tokens.values()) + "<|user|>" * (how == "added")
+    expected = list(range(258, 263 + (how == "added")))
+    for one in (tokenizer, ReformerByteTokenizer.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        assert {name: getattr(one, name) for name in NAMED} == tokens
+        assert sorted(one(text)["input_ids"]) == expected
+        assert one(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_tokens_of_a_chat_template_are_single_ids(tmp_path):
+    tokenizer = ReformerByteTokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"]})
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, ReformerByteTokenizer.from_pretrained(tmp_path)):
+        ids = one.apply_chat_template([{"role": "user", "content": "hi"}], return_dict=False)
+        assert ids == [258, *tokenizer.encode_bytes(b"hi"), 259]
+
+
+WORDS = ["New", "York", "été", " x"]
+
+
+@pytest.mark.parametrize("pair", [None, ["a", "b"]])
+def test_words_given_one_by_one_stay_apart(pair):
+    encoded = ReformerByteTokenizer()(WORDS, pair, is_split_into_words=True, return_offsets_mapping=True)
+    text = "New York été x" + ("a b" if pair else "")
+    assert ReformerByteTokenizer().decode(encoded["input_ids"]) == text
+    words = [0] * 3 + [1] * 5 + [2] * 6 + [3] * 2 + ([0] + [1] * 2 if pair else [])
+    assert encoded.word_ids() == words
+    places = zip(encoded.sequence_ids(), words, encoded["offset_mapping"], strict=True)
+    starts = {(sequence, word) for sequence, word, (start, end) in places if start == 0 and end > 0}
+    assert len(starts) >= 3 + (2 if pair else 0)  # each word has a first byte (" x" begins with white space)
+
+
+def test_batches_of_words_stay_apart():
+    encoded = ReformerByteTokenizer()([["a", "b"], ["c"]], is_split_into_words=True, padding=True, return_tensors="pt")
+    assert ReformerByteTokenizer().batch_decode(encoded["input_ids"], skip_special_tokens=True) == ["a b", "c"]
+
+
+def test_words_of_a_text_have_their_own_numbers():
+    assert ReformerByteTokenizer()("an ant").word_ids() == [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("tensors", [None, "pt"])
+def test_offsets_name_a_character_at_its_first_byte(tensors):
+    text = ["aé b"] if tensors else "aé b"
+    offsets = ReformerByteTokenizer()(text, return_offsets_mapping=True, return_tensors=tensors)["offset_mapping"]
+    expected = [(0, 1), (1, 2), (2, 2), (3, 3), (3, 4)]
+    assert (offsets[0].tolist() if tensors else offsets) == ([list(pair) for pair in expected] if tensors else expected)
+
+
+def test_whole_word_masking_masks_words():
+    tokenizer = ReformerByteTokenizer(mask_token="<mask>")
+    text = "the été of naïve cats\nwas süß"
+    row = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, whole_word_mask=True, seed=0)
+    seen = set()
+    for _ in range(20):
+        masked = (collator([dict(row)])["labels"][0] != -100).tolist()
+        at, data = 0, text.encode()
+        for word in re.split(rb"(?=[ \n])", data):
+            assert len(set(masked[at : at + len(word)])) == 1, word
+            at += len(word)
+        seen.add(tuple(masked))
+    assert len(seen) > 3
+
+
+def test_a_new_tokenizer_trained_from_it_loads(tmp_path):
+    trained = ReformerByteTokenizer(mask_token="<mask>", model_max_length=997).train_new_from_iterator(
+        ["the cat, the hat, the bat é"] * 9, 270, show_progress=False
+    )
+    trained.save_pretrained(tmp_path)
+    for one in (trained, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = one("the cat é<mask>")["input_ids"]
+        assert len(ids) < len("the cat é<mask>".encode()) and one.decode(ids) == "the cat é<mask>"
+        assert (one.pad_token_id, one.eos_token_id, ids[-1], one.model_max_length) == (0, 1, one.mask_token_id, 997)
+
+
+def test_a_new_tokenizer_smaller_than_the_bytes_is_refused():
+    with pytest.raises(ValueError, match="`vocab_size` is 200, but must be at least 258"):
+        ReformerByteTokenizer().train_new_from_iterator(["text"], 200)
+
+
+def bare_folder(folder, vocab_size):
+    config = hf_reformer.ReformerConfig(axial_pos_shape=(31, 29), vocab_size=vocab_size, axial_pos_embds_dim=(64, 192))
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_without_tokenizer_files_and_258_tokens_is_bytes(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(bare_folder(tmp_path, 258))
+    assert type(tokenizer) is ReformerByteTokenizer and tokenizer.model_max_length == 31 * 29
+    assert tokenizer("é")["input_ids"] == [byte + 2 for byte in "é".encode()]
+
+
+def test_a_folder_without_tokenizer_files_and_another_vocabulary_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer files, and `vocab_size` 320, which must be 258"):
+        AutoTokenizer.from_pretrained(bare_folder(tmp_path, 320))
 
 
 def test_copies_work():

@@ -12,6 +12,7 @@ from .model.modeling_reformer import (
     ReformerModelWithLMHead,
     ReformerPreTrainedModel,
 )
+from .model.pooling import pool
 from .model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
 __version__ = "0.1.0"
@@ -33,4 +34,5 @@ __all__ = [
     "ReformerPreTrainedModel",
     "ReformerTokenizer",
     "__version__",
+    "pool",
 ]

@@ -1,5 +1,6 @@
 """Registers the classes over model type `reformer`, so that transformers' Auto classes and pipelines give ours."""
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -18,7 +19,7 @@ from .model.configuration_reformer import ReformerConfig
 from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
 from .model.image_processing_reformer import ReformerImageProcessor
 from .model.modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
-from .model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
+from .model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer, ReformerTokenizer
 
 # every Auto class in which transformers lists its own Reformer must be here: one left out would silently build that one
 MODELS = {
@@ -32,14 +33,36 @@ MODELS = {
 }
 
 
+class TokenizerOfRepository(ReformerTokenizer):
+    """The tokenizer of a repository that does not name its class: SentencePiece where it brings such a model, bytes where it
+    brings nothing and has their vocabulary (google/reformer-enwik8)."""
+
+    @classmethod
+    def from_pretrained(cls, name, *inputs, **kwargs):
+        tokenizer = ReformerTokenizer.from_pretrained(name, *inputs, **kwargs)
+        if len(tokenizer) > len(tokenizer.all_special_tokens):
+            return tokenizer
+        passed = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        config = AutoConfig.from_pretrained(name, **{key: kwargs[key] for key in passed if key in kwargs})
+        size = NUM_SPECIAL_TOKENS + NUM_BYTES
+        if config.vocab_size != size:
+            raise ValueError(
+                f"{name} has no tokenizer files, and `vocab_size` {config.vocab_size}, which must be {size} for bytes: load the "
+                "tokenizer that it was trained with by itself."
+            )
+        return ReformerByteTokenizer(model_max_length=config.maximum_length, name_or_path=str(name))
+
+
 def register():
     """Called on import; again it changes nothing."""
     AutoConfig.register("reformer", ReformerConfig, exist_ok=True)
     for auto_class, model_class in MODELS.items():
         auto_class.register(ReformerConfig, model_class, exist_ok=True)
+        # an object of transformers' own class, as somebody has who changed one import of two; our models convert it
+        auto_class._model_mapping.register(transformers.ReformerConfig, model_class, exist_ok=True)
     AutoTokenizer.register(
         ReformerConfig,
-        tokenizer_class=ReformerTokenizer,  # of repositories with a SentencePiece model
+        tokenizer_class=TokenizerOfRepository,  # where no tokenizer_config.json names a class
         fast_tokenizer_class=ReformerByteTokenizer,
         exist_ok=True,
     )

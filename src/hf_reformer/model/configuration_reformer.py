@@ -1,32 +1,41 @@
-"""Configuration of a Reformer: every field of transformers' `ReformerConfig`, and the layer types that are ours.
+"""Configuration of a Reformer: every field of transformers' `ReformerConfig`, and what is ours.
 
-A forward pass only reads it. All checks raise `ValueError` at construction, and again when a model is built from it,
-so that a field changed in between is checked too.
+A forward pass only reads it. All checks (`configuration_checks`) raise `ValueError`: those of single fields when it is made,
+all of them when a model is built from it, so that a field changed in between is checked too.
 """
 
+import dataclasses
 import math
 from typing import ClassVar
 
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
-from .adapters import register_lora_targets
+from .configuration_checks import (  # noqa: F401 (modules of layers ask for their kinds here)
+    ATTN_LAYERS,
+    LOCAL_LAYERS,
+    LSH_LAYERS,
+    PUBLISHED_LAYERS,
+    SHARED_QK_LAYERS,
+    STRICT_LAYERS,
+    check_fields,
+    check_model,
+    check_unknown,
+    is_int,
+    reject,
+)
 
-LSH_LAYERS = ("lsh", "strict_lsh")
-LOCAL_LAYERS = ("local", "strict_local")
-PUBLISHED_LAYERS = ("local", "lsh")
-STRICT_LAYERS = ("strict_local", "strict_lsh")
-SHARED_QK_LAYERS = ("lsh", "strict_lsh", "full_shared_qk")
-ATTN_LAYERS = ("local", "lsh", "strict_local", "strict_lsh", "full", "full_shared_qk")
 LARGEST_UNFACTORISED = 128  # buckets; above, two factors hash as finely with far fewer rotations (Trax does the same)
-
-
-def _reject(name, value, allowed):
-    raise ValueError(f"`{name}` is {value!r}, but must be {allowed}.")
-
-
-def _is_int(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+NOTE = (
+    "Layers of this model are of the Python package hf_reformer: `import hf_reformer` before loading it (or "
+    "trust_remote_code=True, where its code lies beside). transformers' own Reformer does not know them."
+)
+# for_bytes: layers, hidden, heads (of 64), feed-forward; about 0.5, 5, 37 and 146 million parameters
+SIZES = {
+    "tiny": (2, 128, 2, 512),
+    "small": (6, 256, 4, 1024),
+    "base": (12, 512, 8, 2048),
+    "large": (12, 1024, 16, 4096),
+}
 
 
 class ReformerConfig(PreTrainedConfig):
@@ -47,6 +56,17 @@ class ReformerConfig(PreTrainedConfig):
             are then never kept (`logits` is None in the output); 0: all at once.
         hash_seed (`int` or `None`): fixes the rotations of all hashing, in training too; for `"lsh"` they are those of
             transformers with the same seed. `None`: fresh ones in every training forward, a fixed set in evaluation.
+
+        axial_pos_shape, axial_pos_embds_dim, max_position_embeddings: left out, they follow from each other and from
+            `hidden_size`: a grid of two axes that holds `max_position_embeddings` (4,096) positions, or as many of these
+            as the grid given has points.
+        embedding_init (`str` or `None`): how words and positions of a new model start. `"balanced"`: both normal, of size 1,
+            as in Trax; `"sinusoidal"`: words of size 1, sinusoids as positions; `"published"`: words with
+            `initializer_range` (0.02), positions with `axial_norm_std` (1), under which words are at first noise. `None`:
+            balanced, but published for models with a `"local"` or `"lsh"` layer, or where `axial_norm_std` is given.
+        pooling (`str` or `None`): what a sequence classifier reads, of the real tokens: the `"first"`, the `"last"` or
+            their `"mean"`. `None`: the last of causal models, as of transformers' other decoders; the first where a layer
+            is `"local"` or `"lsh"`, as of transformers' Reformer; else the mean.
 
     All other fields, and all defaults, are those of transformers' `ReformerConfig`; the best-known published checkpoint is
     [google/reformer-crime-and-punishment](https://huggingface.co/google/reformer-crime-and-punishment). Two defaults for
@@ -72,10 +92,10 @@ class ReformerConfig(PreTrainedConfig):
 
     attention_head_size: int = 64
     attn_layers: list[str] | tuple[str, ...] = ("local", "lsh", "local", "lsh", "local", "lsh")
-    axial_norm_std: float = 1.0
+    axial_norm_std: float | None = None
     axial_pos_embds: bool = True
-    axial_pos_shape: list[int] | tuple[int, ...] = (64, 64)
-    axial_pos_embds_dim: list[int] | tuple[int, ...] = (64, 192)
+    axial_pos_shape: list[int] | tuple[int, ...] | None = None
+    axial_pos_embds_dim: list[int] | tuple[int, ...] | None = None
     chunk_size_lm_head: int = 0
     eos_token_id: int | list[int] | None = 2
     feed_forward_size: int = 512
@@ -94,7 +114,7 @@ class ReformerConfig(PreTrainedConfig):
     lsh_attention_probs_dropout_prob: float | None = 0.0
     lsh_num_chunks_before: int | None = 1
     lsh_num_chunks_after: int | None = 0
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int | None = None
     num_attention_heads: int = 12
     num_buckets: int | list[int] | None = None
     num_hashes: int = 1
@@ -106,18 +126,81 @@ class ReformerConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     reversible: bool = True
     allow_duplicate_attention: bool = True
+    embedding_init: str | None = None
+    pooling: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, _from_file=False, **kwargs):
         self._read_old_names(kwargs)
         if isinstance(self.attn_layers, str) or not isinstance(self.attn_layers, (list, tuple)):
-            _reject("attn_layers", self.attn_layers, "a list of layer types, one per layer")
+            reject("attn_layers", self.attn_layers, "a list of layer types, one per layer")
+        check_unknown(kwargs, [field.name for field in dataclasses.fields(self)], _from_file)
+        kwargs.pop("_note", None)
         num_hidden_layers = kwargs.pop("num_hidden_layers", None)
         self.num_hidden_layers = len(self.attn_layers) if num_hidden_layers is None else num_hidden_layers
+        if self.embedding_init is None:
+            published = self.uses(*PUBLISHED_LAYERS) or self.axial_norm_std is not None
+            self.embedding_init = "published" if published else "balanced"
+        self.axial_norm_std = 1.0 if self.axial_norm_std is None else self.axial_norm_std
+        self._let_positions_follow(_from_file)
+        super().__post_init__(**kwargs)
+        check_fields(self)
+
+    def _let_positions_follow(self, from_file):
+        """Fields of positions that are None, from those that are not; lists become tuples."""
         for name in ("axial_pos_shape", "axial_pos_embds_dim"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, tuple(getattr(self, name)))
-        super().__post_init__(**kwargs)
-        self.validate_reformer()
+        shape, length = self.axial_pos_shape, self.max_position_embeddings
+        if length is None:
+            countable = self.axial_pos_embds and isinstance(shape, tuple) and all(map(is_int, shape))
+            length = self.max_position_embeddings = math.prod(shape) if countable else 4096
+        if shape is None and is_int(length) and length > 0:
+            inner = 2 ** math.ceil(math.log2(length) / 2)
+            shape = self.axial_pos_shape = (-(-length // inner), inner)
+        if self.axial_pos_embds_dim is None and is_int(self.hidden_size) and isinstance(shape, tuple) and shape:
+            first = self.hidden_size // (
+                4 if len(shape) == 2 else len(shape)
+            )  # of two axes, the inner tells more apart
+            self.axial_pos_embds_dim = (first,) * (len(shape) - 1) + (self.hidden_size - first * (len(shape) - 1),)
+
+        if from_file and self.axial_pos_embds and not self.uses(*PUBLISHED_LAYERS):
+            # until 0.1 it could be larger than the grid, without effect
+            self.max_position_embeddings = self.maximum_length
+
+    @classmethod
+    def for_bytes(cls, length=65_536, size="small", **fields):
+        """A model of bytes (`ReformerByteTokenizer`) that reads up to `length` of them, with strict layers.
+
+        Args:
+            length: bytes; the axial sizes follow.
+            size: `"tiny"`, `"small"`, `"base"` or `"large"`: layers, hidden size, heads and feed-forward.
+            fields: any others, or other values; `is_decoder=False` makes a model whose layers see both sides.
+        """
+        if size not in SIZES:
+            reject("size", size, f"one of {', '.join(SIZES)}")
+        if not is_int(length) or length < 1:
+            reject("length", length, "an integer of at least 1")
+        layers, hidden, heads, feed_forward = SIZES[size]
+        ahead = 0 if fields.get("is_decoder", True) else 1
+        chosen = {
+            "attn_layers": ("strict_local", "strict_lsh") * (layers // 2),
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "feed_forward_size": feed_forward,
+            "max_position_embeddings": length,
+            "num_hashes": 2,
+            "layer_norm_eps": 1e-6,
+            "is_decoder": True,
+            "local_num_chunks_after": ahead,
+            "lsh_num_chunks_after": ahead,
+            "vocab_size": 258,
+            "eos_token_id": None,  # 2, the default, is byte 0
+        }
+        return cls(**{**chosen, **fields})
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        return super().from_dict({**config_dict, "_from_file": True}, **kwargs)
 
     def _read_old_names(self, kwargs):
         """Moves the key names of the 2020 releases to today's (a published configuration loads as it is)."""
@@ -133,12 +216,12 @@ class ReformerConfig(PreTrainedConfig):
                 for name in names:
                     setattr(self, name, value)
         if kwargs.pop("sinusoidal_pos_embds", None):
-            _reject("sinusoidal_pos_embds", True, "false: only learned and axial position embeddings exist")
+            reject("sinusoidal_pos_embds", True, "false: only learned and axial position embeddings exist")
         attn_type = kwargs.pop("attn_type", None)
         if attn_type is not None:
             kinds = {"lsh": ("lsh",), "local": ("local",), "mixed": ("local", "lsh")}
             if attn_type not in kinds:
-                _reject("attn_type", attn_type, f"one of {sorted(kinds)}")
+                reject("attn_type", attn_type, f"one of {sorted(kinds)}")
             count = kwargs.get("num_hidden_layers") or len(self.attn_layers)
             self.attn_layers = [kinds[attn_type][i % len(kinds[attn_type])] for i in range(count)]
 
@@ -159,7 +242,7 @@ class ReformerConfig(PreTrainedConfig):
         paper's m = 2 l / n_buckets at the maximum length. More than 128 are split into two factors, as Trax does.
         """
         if self.num_buckets is not None:
-            return [self.num_buckets] if _is_int(self.num_buckets) else list(self.num_buckets)
+            return [self.num_buckets] if is_int(self.num_buckets) else list(self.num_buckets)
         per_chunk = 1 if layer_type == "strict_lsh" else 2
         buckets = max(2, 2 * round(per_chunk * self.maximum_length / self.lsh_attn_chunk_length / 2))
         if buckets <= LARGEST_UNFACTORISED:
@@ -173,107 +256,46 @@ class ReformerConfig(PreTrainedConfig):
         one_sided = [name for name, kind in kinds.items() if self.uses(kind) and getattr(self, name) == 0]
         return [] if self.is_decoder else one_sided
 
-    # --- checks ----------------------------------------------------------------------------------------------------
+    @classmethod
+    def of(cls, config):
+        """`config` itself, or what an object of transformers' own `ReformerConfig` says as one of these."""
+        if hasattr(config, "validate_reformer"):  # not by class: a checkpoint that carries its own code has another
+            return config
+        if getattr(config, "model_type", None) != "reformer":
+            raise ValueError(f"`config` is a {type(config).__name__}, but must be a hf_reformer.ReformerConfig.")
+        return cls.from_dict(config.to_dict())
+
+    def default_pooling(self) -> str:
+        """What `pooling=None` stands for."""
+        if self.is_decoder:
+            return "last"
+        return "first" if self.uses(*PUBLISHED_LAYERS) else "mean"
 
     def validate_reformer(self):
         """Raises `ValueError` for the first field or combination that no model can be built from."""
-        self._validate_layers()
-        self._validate_sizes()
-        self._validate_dropout()
-        self._validate_windows()
-        self._validate_buckets()
-        self._validate_positions()
-
-    def _validate_layers(self):
-        if not isinstance(self.attn_layers, (list, tuple)) or len(self.attn_layers) == 0:
-            _reject("attn_layers", self.attn_layers, "a list of at least one layer type")
-        for kind in self.attn_layers:
-            if kind not in ATTN_LAYERS:
-                _reject("attn_layers", list(self.attn_layers), f"made of {', '.join(ATTN_LAYERS)}; {kind!r} is not one")
-        if self.num_hidden_layers != len(self.attn_layers):
-            _reject(
-                "num_hidden_layers", self.num_hidden_layers, f"{len(self.attn_layers)}, the length of `attn_layers`"
-            )
-        if self.tie_word_embeddings:
-            _reject("tie_word_embeddings", True, "false: the head reads 2 * hidden_size, the embedding has hidden_size")
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
-            _reject("hidden_act", self.hidden_act, f"one of {', '.join(sorted(ACT2FN))}")
-
-    def _validate_sizes(self):
-        positive = ["attention_head_size", "feed_forward_size", "hidden_size", "num_attention_heads", "num_hashes"]
-        positive += ["vocab_size", "max_position_embeddings"]
-        positive += ["local_attn_chunk_length"] if self.uses(*LOCAL_LAYERS) else []
-        positive += ["lsh_attn_chunk_length"] if self.uses(*LSH_LAYERS) else []
-        for name in positive:
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
-                _reject(name, getattr(self, name), "an integer of at least 1")
-        for name in ("chunk_size_feed_forward", "chunk_size_lm_head"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
-                _reject(name, getattr(self, name), "an integer of at least 0")
-        for name in ("initializer_range", "axial_norm_std", "layer_norm_eps"):
-            if not isinstance(getattr(self, name), (int, float)) or not getattr(self, name) >= 0:
-                _reject(name, getattr(self, name), "a number of at least 0")
-        if self.hash_seed is not None and (not _is_int(self.hash_seed) or not 0 <= self.hash_seed < 2**63):
-            _reject("hash_seed", self.hash_seed, "an integer from 0 to 2**63 - 1, or None")
-
-    def _validate_dropout(self):
-        names = ["hidden_dropout_prob", "classifier_dropout"]
-        names += ["local_attention_probs_dropout_prob"] if self.uses(*LOCAL_LAYERS, "full") else []
-        names += ["lsh_attention_probs_dropout_prob"] if self.uses(*SHARED_QK_LAYERS) else []
-        for name in names:
-            value = getattr(self, name)
-            if value is None and name == "classifier_dropout":
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                _reject(name, value, "a number from 0 up to, but not including, 1")
-
-    def _validate_windows(self):
-        for prefix, kinds in (("local", LOCAL_LAYERS), ("lsh", LSH_LAYERS)):
-            if not self.uses(*kinds):
-                continue
-            before, after = f"{prefix}_num_chunks_before", f"{prefix}_num_chunks_after"
-            for name in (before, after):
-                if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
-                    _reject(name, getattr(self, name), "an integer of at least 0")
-            strict = f"strict_{prefix}"
-            if self.uses(strict) and self.is_decoder and getattr(self, before) == 0:
-                _reject(before, 0, f"at least 1 for a causal {strict!r} layer, which sees nothing else")
-            if self.uses(strict) and getattr(self, before) + getattr(self, after) == 0:
-                _reject(before, 0, f"at least 1 (or `{after}`) for a {strict!r} layer, which sees nothing else")
-            if self.uses(strict) and self.is_decoder and getattr(self, after) > 0:
-                _reject(after, getattr(self, after), f"0 for a causal {strict!r} layer: it never looks ahead")
-
-    def _validate_buckets(self):
-        if self.num_buckets is None or not self.uses(*LSH_LAYERS):
-            return
-        factors = [self.num_buckets] if _is_int(self.num_buckets) else self.num_buckets
-        even = isinstance(factors, (list, tuple)) and len(factors) > 0
-        even = even and all(_is_int(factor) and factor >= 2 and factor % 2 == 0 for factor in factors)
-        one_bucket = self.num_buckets == 1 and not self.uses("lsh")
-        if not even and not one_bucket:
-            _reject(
-                "num_buckets", self.num_buckets, "None, a positive even integer or a list of them (1: strict_lsh only)"
-            )
-
-    def _validate_positions(self):
-        if not self.axial_pos_embds:
-            return
-        for name in ("axial_pos_shape", "axial_pos_embds_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not value or not all(_is_int(n) and n >= 1 for n in value):
-                _reject(name, value, "a list of positive integers, one per axis")
-        if len(self.axial_pos_shape) != len(self.axial_pos_embds_dim):
-            _reject(
-                "axial_pos_embds_dim", self.axial_pos_embds_dim, f"as long as `axial_pos_shape` {self.axial_pos_shape}"
-            )
-        if sum(self.axial_pos_embds_dim) != self.hidden_size:
-            _reject(
-                "axial_pos_embds_dim", self.axial_pos_embds_dim, f"a list with sum {self.hidden_size} (`hidden_size`)"
-            )
+        check_model(self)
 
     def to_dict(self):
-        register_lora_targets()
-        return super().to_dict()
+        """With a note for those who meet it without this package, where only this package can read it."""
+        note = {} if all(kind in PUBLISHED_LAYERS for kind in self.attn_layers) else {"_note": NOTE}
+        return {**note, **super().to_dict()}
+
+    def summary(self) -> str:
+        """What `print(model)` says first."""
+        kinds = ", ".join(f"{kind} x {list(self.attn_layers).count(kind)}" for kind in dict.fromkeys(self.attn_layers))
+        parts = [f"layers: {kinds}", "causal" if self.is_decoder else "sees both sides"]
+        for prefix, used in (("local", LOCAL_LAYERS), ("lsh", LSH_LAYERS)):
+            if self.uses(*used):
+                before, after = (getattr(self, f"{prefix}_num_chunks_{side}") for side in ("before", "after"))
+                parts.append(
+                    f"{prefix} chunks of {getattr(self, f'{prefix}_attn_chunk_length')} ({before} before, {after} after)"
+                )
+        if self.uses(*LSH_LAYERS):
+            buckets = {kind: self.bucket_factors(kind) for kind in LSH_LAYERS if self.uses(kind)}
+            parts.append(f"{self.num_hashes} hash rounds, buckets {', '.join(f'{k} {b}' for k, b in buckets.items())}")
+        return "; ".join(
+            [*parts, f"up to {self.maximum_length:,} tokens", "reversible" if self.reversible else "not reversible"]
+        )
 
     def uses(self, *kinds: str) -> bool:
         """Whether any layer is of one of these types."""

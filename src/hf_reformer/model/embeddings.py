@@ -1,10 +1,14 @@
-"""Position embeddings: learned, one vector per position, or axial (paper appendix; Trax `AxialPositionalEncoding`)."""
+"""Position embeddings: learned, one vector per position, or axial (paper appendix; Trax `AxialPositionalEncoding`).
+
+How words and positions of a new model start (`config.embedding_init`) stands at the end.
+"""
 
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from .dropout import Dropout
 
@@ -27,12 +31,16 @@ class ReformerEmbeddings(nn.Module):
         return self.dropout(inputs_embeds) + self.position_embeddings(position_ids)
 
 
+class PositionTable(nn.Embedding):
+    """A type of its own, so that initialisation tells positions from words."""
+
+
 class PositionEmbeddings(nn.Module):
     """A learned vector per position: (B, L) int64 -> (B, L, hidden)."""
 
     def __init__(self, config):
         super().__init__()
-        self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding = PositionTable(config.max_position_embeddings, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, position_ids):
@@ -82,3 +90,35 @@ class AxialPositionEmbeddings(nn.Module):
                 embeddings.new_ones(len(embeddings), 1, embeddings.shape[-1]), self.dropout
             )
         return embeddings
+
+
+def initialise_words(weight, config):
+    """(V, hidden): of size 1, as in Trax, or `initializer_range`, as published; beside positions of size 1 that is noise."""
+    init.normal_(weight, std=config.initializer_range if config.embedding_init == "published" else 1.0)
+
+
+def initialise_positions(weights, config):
+    """One table per axis, (..., axis size, ..., axis dim) each; learned positions are one axis, (L, hidden)."""
+    std = 1.0
+    if config.embedding_init == "published":
+        std = config.axial_norm_std if config.axial_pos_embds else config.initializer_range
+    for axis, weight in enumerate(weights):
+        if config.embedding_init != "sinusoidal":
+            init.normal_(weight, std=std)
+            continue
+        size, dim = weight[..., 0].numel(), weight.shape[-1]
+        inner = len(weights) > 1 and axis == len(weights) - 1
+        table = sinusoids(size, dim, longest=size if inner else 4.0 * size, whole=inner)
+        init.copy_(weight, table.view_as(weight).to(weight))
+
+
+def sinusoids(count, dim, *, longest, whole):
+    """(count, dim): sines, then cosines, with periods from 2 to `longest` positions; `whole`: periods that divide it.
+
+    The last of several axes holds whole numbers of periods, so that the distance between two positions looks the same
+    everywhere, across the ends of the axis too; the others run through half a period at most and tell far from near.
+    """
+    frequencies = torch.logspace(0, math.log2(max(2.0, longest) / 2), (dim + 1) // 2, base=2)
+    frequencies = frequencies.round() if whole else frequencies
+    angles = 2 * math.pi * torch.arange(count)[:, None] * frequencies / longest
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]

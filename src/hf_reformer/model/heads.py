@@ -7,9 +7,10 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_reformer import ReformerConfig
-from .inputs import check_labels, check_sequence_labels, check_spans
+from .inputs import check_is_tensor, check_keywords, check_labels, check_sequence_labels, check_spans
 from .losses import problem_type_of, sequence_loss, span_loss, token_cross_entropy
 from .modeling_reformer import ReformerModel, ReformerPreTrainedModel
+from .pooling import pool
 
 logger = logging.get_logger(__name__)
 
@@ -33,17 +34,23 @@ class ReformerClassificationHead(nn.Module):
 
 
 class ReformerForSequenceClassification(ReformerPreTrainedModel):
-    """A label (or a number) for a whole sequence, read from its first token, as in transformers."""
+    """A label (or a number) for a whole sequence, read from its tokens as `config.pooling` says; where that is None, what it
+    stands for is written into the configuration, and saved with the model."""
 
     accepts_loss_kwargs = False  # the loss is a mean over rows
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.reformer = ReformerModel(config)
         self.classifier = ReformerClassificationHead(config)
-        if config.is_decoder:
-            logger.warning("`config.is_decoder` is True: the first token, which the classifier reads, sees no other.")
+        if config.pooling is None:
+            config.pooling = config.default_pooling()
+        if config.is_decoder and config.pooling == "first":
+            logger.warning(
+                "`config.pooling` is 'first' in a causal model: the first token, which the classifier reads, sees no other."
+            )
         self.post_init()
 
     @can_return_tuple
@@ -61,8 +68,9 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
     ) -> SequenceClassifierOutput:
         """Logits (B, labels), and with `labels` the loss of `config.problem_type`.
 
-        Differs from transformers: with padding on the left, the first real token is read, not the padding.
+        Differs from transformers: padding, on either side, is never read.
         """
+        check_keywords(self, kwargs)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -74,14 +82,13 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        hidden_states = outputs.last_hidden_state
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        first = 0 if attention_mask is None else attention_mask.to(torch.int64).argmax(1).to(hidden_states.device)
-        logits = self.classifier(hidden_states[rows, first])
+        logits = self.classifier(pool(outputs.last_hidden_state, attention_mask, self.config.pooling))
         loss = None
         if labels is not None:
+            check_is_tensor("labels", labels)
             problem_type = problem_type_of(self.config, labels)
-            check_sequence_labels(labels, len(logits), self.num_labels, problem_type == "single_label_classification")
+            classes = problem_type == "single_label_classification"
+            labels = check_sequence_labels(labels, len(logits), self.num_labels, classes)
             loss = sequence_loss(logits, labels, problem_type)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -90,6 +97,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
     """A label for every token."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         self.num_labels = config.num_labels
         self.reformer = ReformerModel(config)
@@ -112,6 +120,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         **kwargs,
     ) -> TokenClassifierOutput:
         """Logits (B, L, labels), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
+        check_keywords(self, kwargs)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -124,7 +133,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        check_labels("labels", labels, logits.shape[:2], self.num_labels, "`num_labels`")
+        labels = check_labels("labels", labels, logits.shape[:2], self.num_labels, "`num_labels`")
         loss = None if labels is None else token_cross_entropy(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -135,6 +144,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over rows
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         if config.num_labels != 2:
             raise ValueError(
                 f"`num_labels` is {config.num_labels}, but must be 2 for question answering: start and end."
@@ -161,8 +171,10 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
     ) -> QuestionAnsweringModelOutput:
         """Start and end logits (B, L), and with both positions (B) the mean of the two cross entropies.
 
-        Differs from transformers: in the loss, padding is no candidate, so that it does not depend on its amount.
+        Differs from transformers: in the loss, padding is no candidate, so that it does not depend on its amount (unless a
+        label itself is padding).
         """
+        check_keywords(self, kwargs)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -175,7 +187,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             return_dict=True,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
-        check_spans(start_positions, end_positions, len(start_logits), attention_mask)
+        start_positions, end_positions = check_spans(start_positions, end_positions, len(start_logits))
         loss = None
         if start_positions is not None:
             loss = span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask)

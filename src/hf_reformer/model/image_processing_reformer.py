@@ -6,6 +6,8 @@ Token (h W + w) C + c is the value 0..255 of channel c of the pixel in row h and
 of 64 x 64 is 12,288 tokens, the paper's imagenet64; its model has axial positions of shape (64, 64, 3), one axis each.
 """
 
+import os
+
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -94,8 +96,8 @@ class ReformerImageProcessor(PilBackend):
 
     def _fetched(self, image):
         """Paths and addresses are opened; anything else must be an image already."""
-        if isinstance(image, str):
-            return self.fetch_images(image)
+        if isinstance(image, (str, os.PathLike)):
+            return _opened(image) if os.path.isfile(image) else self.fetch_images(os.fspath(image))
         if not is_valid_image(image):
             raise ValueError(
                 f"`images` holds a {type(image).__name__}, but must hold PIL images, arrays, tensors or paths."
@@ -199,6 +201,15 @@ def _listed(images):
     if not isinstance(images, (list, tuple)):
         return [images]
     return [one for item in images for one in _listed(item)]
+
+
+def _opened(path):
+    """The image of a file in the mode that it has, turned as its camera says. (transformers makes it RGB at once, which turns
+    what is transparent into whatever colour lies below, and 16 bits into 8.)"""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image)
 
 
 def _single_images(image):

@@ -1,14 +1,51 @@
 """Checks of what a forward is given: one `ValueError` that names the argument, the value and what is allowed.
 
-Values are looked at on a CPU only: on a GPU that would make it wait in every batch, and there an index out of range stops
-the kernel that reads it.
+Ids, labels and positions may be of any integer type (tokens are stored as uint8, uint16 or int32); here they become int64,
+before anything is shifted or compared with -100. Values are looked at on a CPU only: on a GPU that would make it wait in
+every batch, and there an index out of range stops the kernel that reads it.
 """
+
+import difflib
+import inspect
 
 import torch
 
 from .losses import IGNORED
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# what transformers, its pipelines, collators and peft hand to every model, whether or not it can use them
+PASSED_ALONG = {
+    "cache_position",
+    "is_causal",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "return_dict",
+    "shift_labels",
+    "token_type_ids",
+    "use_cache",
+}
+
+
+def check_keywords(model, keywords):
+    """What a `forward` of `model` collects in `**kwargs`: a misspelt name, or one that asks for what no Reformer does, must
+    not vanish there. (None asks for nothing.)"""
+    unknown = [name for name, value in keywords.items() if name not in PASSED_ALONG and value is not None]
+    if unknown:
+        allowed = [name for name in inspect.signature(model.forward).parameters if name != "kwargs"]
+        near = difflib.get_close_matches(unknown[0], allowed, 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"{', '.join(allowed)}."
+        raise ValueError(f"`{unknown[0]}` is given, but must be an argument of {type(model).__name__}: {hint}")
+
+
+def as_ids(name, tensor):
+    """A tensor of integers of any type, as int64."""
+    check_is_tensor(name, tensor)
+    if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        raise ValueError(f"`{name}` is of {tensor.dtype}, but must be of an integer type.")
+    return tensor.to(torch.int64)
 
 
 def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, past=0):
@@ -17,24 +54,22 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, p
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
         raise ValueError(f"Exactly one of `input_ids` and `inputs_embeds` must be given, not {given}.")
-    name, tokens = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     if inputs_embeds is None:
-        _check_integers(name, tokens)
+        name, tokens = "input_ids", as_ids("input_ids", input_ids)
         _check_shape(name, tokens, tokens.dim() == 2, "(batch, length)")
     else:
+        name, tokens = "inputs_embeds", inputs_embeds
+        check_is_tensor(name, tokens)
+        if not tokens.is_floating_point():
+            raise ValueError(f"`{name}` is of {tokens.dtype}, but must be of a floating-point type.")
         fits = tokens.dim() == 3 and tokens.shape[-1] == config.hidden_size
         _check_shape(name, tokens, fits, f"(batch, length, {config.hidden_size})")
     shape = tuple(tokens.shape[:2])
-    if shape[0] < 1 or not 1 <= shape[1] <= config.maximum_length - past:
-        limit = "`max_position_embeddings`" + (" and `axial_pos_shape`" if config.axial_pos_embds else "")
-        cached = f", {past} of which are in the cache" if past else ""
-        raise ValueError(
-            f"`{name}` has {shape[0]} rows of {shape[1]} tokens, but must have at least one row of 1 to "
-            f"{config.maximum_length - past} tokens ({config.maximum_length} from {limit}{cached})."
-        )
+    _check_size(config, name, shape, past)
     if inputs_embeds is None:
         _check_range(name, tokens, config.vocab_size, "`vocab_size`")
     if attention_mask is not None:
+        check_is_tensor("attention_mask", attention_mask)
         allowed = (shape[0], past + shape[1])
         _check_shape("attention_mask", attention_mask, tuple(attention_mask.shape) == allowed, f"{allowed}")
         _check_mask(attention_mask[:, past:])
@@ -43,62 +78,106 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, p
     return shape
 
 
-def check_position_ids(config, position_ids, shape):
-    """Position ids (B, L) or (1, L), each below `config.maximum_length`."""
+def _check_size(config, name, shape, past):
+    (batch, length), room = shape, config.maximum_length - past
+    if batch < 1 or length < 1:
+        raise ValueError(f"`{name}` has {batch} rows of {length} tokens, but must have at least one of each.")
+    if length > room:
+        fields = "`max_position_embeddings`" + (" and `axial_pos_shape`" if config.axial_pos_embds else "")
+        cached = f" beside the {past} in the cache" if past else ""
+        raise ValueError(
+            f"`{name}` has rows of {length} tokens, but must have at most {room}{cached}: cut them, or build the model with "
+            f"larger {fields} (now for {config.maximum_length})."
+        )
+
+
+def check_position_ids(config, position_ids, shape, real_tokens=None):
+    """Position ids (B, L) or (1, L), each below `config.maximum_length`, that never go back among the real tokens (B, L) of
+    a row. Returns them as int64."""
     allowed = ((1, shape[1]), tuple(shape))
-    _check_integers("position_ids", position_ids)
+    position_ids = as_ids("position_ids", position_ids)
     _check_shape("position_ids", position_ids, tuple(position_ids.shape) in allowed, f"{allowed[1]} or {allowed[0]}")
     _check_range("position_ids", position_ids, config.maximum_length, "the maximum length")
+    if _readable(position_ids):
+        real = torch.ones(shape, dtype=torch.bool) if real_tokens is None else real_tokens.to("cpu", torch.bool)
+        # the highest position of a real token so far, in front of each token
+        highest = position_ids.expand(shape).masked_fill(~real, -1).cummax(1).values
+        back = real[:, 1:] & (position_ids.expand(shape)[:, 1:] < highest[:, :-1])
+        if bool(back.any()):
+            row, at = (int(n) for n in back.nonzero()[0])
+            raise ValueError(
+                f"`position_ids` goes from {int(highest[row, at])} back to {int(position_ids.expand(shape)[row, at + 1])} in row "
+                f"{row}, but must never go back: tokens would attend across the documents of a packed row. Give one each row."
+            )
+    return position_ids
 
 
 def check_labels(name, labels, shape, num_classes, classes="`vocab_size`"):
-    """Classes of the given shape, each below `num_classes`, or -100 where it is to be ignored; or None."""
-    if labels is not None:
-        _check_integers(name, labels)
-        _check_shape(name, labels, tuple(labels.shape) == tuple(shape), f"{tuple(shape)}")
-        _check_range(name, labels, num_classes, f"{classes}; {IGNORED} is ignored", IGNORED)
+    """Classes of the given shape, each below `num_classes`, or -100 where it is to be ignored; or None. Returns int64."""
+    if labels is None:
+        return None
+    labels = as_ids(name, labels)
+    _check_shape(name, labels, tuple(labels.shape) == tuple(shape), f"{tuple(shape)}")
+    _check_range(name, labels, num_classes, f"{classes}; {IGNORED} is ignored", IGNORED)
+    return labels
 
 
 def check_sequence_labels(labels, batch, num_labels, integers):
-    """Classes (B) or (B, 1), or numbers (B, labels) (of one label: (B) or (B, 1))."""
+    """Classes (B) or (B, 1), or numbers (B, labels) (of one label: (B) or (B, 1)). Returns classes as int64 (B)."""
     if integers:
         labels = labels.flatten() if labels.dim() == 2 and labels.shape[1] == 1 else labels
-        check_labels("labels", labels, (batch,), num_labels, "`num_labels`")
-    else:
-        fits = tuple(labels.shape) == (batch, num_labels) or (num_labels == 1 and tuple(labels.shape) == (batch,))
-        _check_shape("labels", labels, fits, f"{(batch, num_labels)}")
+        return check_labels("labels", labels, (batch,), num_labels, "`num_labels`")
+    fits = tuple(labels.shape) == (batch, num_labels) or (num_labels == 1 and tuple(labels.shape) == (batch,))
+    _check_shape("labels", labels, fits, f"{(batch, num_labels)}")
+    return labels
 
 
-def check_spans(start_positions, end_positions, batch, attention_mask=None):
-    """Both (B) or (B, 1), or neither; inside the text they name real tokens (beyond it they are ignored)."""
+def check_spans(start_positions, end_positions, batch):
+    """Both (B) or (B, 1), or neither; -100 and what lies beyond the text are ignored. Returns both as int64 (B), or None."""
     if (start_positions is None) != (end_positions is None):
         missing = "start_positions" if start_positions is None else "end_positions"
         raise ValueError(f"`{missing}` is None, but must be given together with the other position.")
+    spans = []
     for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
         if positions is not None:
-            _check_integers(name, positions)
+            positions = as_ids(name, positions)
             _check_shape(name, positions, tuple(positions.shape) in ((batch,), (batch, 1)), f"{(batch,)}")
-            if attention_mask is not None and _readable(positions) and _readable(attention_mask):
-                _check_real(name, positions.view(-1), attention_mask)
+            _check_range(
+                name, positions, torch.iinfo(torch.int64).max, f"beyond the text, or {IGNORED}: ignored", IGNORED
+            )
+            positions = positions.flatten()
+        spans.append(positions)
+    return spans
 
 
-def _check_real(name, positions, attention_mask):
-    length = attention_mask.shape[1]
-    inside = positions.clamp(0, length - 1).unsqueeze(1)
-    padding = (positions < length) & (attention_mask.gather(1, inside.to(torch.int64)).squeeze(1) == 0)
-    if bool(padding.any()):
-        row = int(padding.to(torch.int64).argmax())
-        raise ValueError(f"`{name}` is {int(positions[row])} in row {row}, which is padding, but must be a real token.")
+def check_logits_to_keep(logits_to_keep, shape=None):
+    """How many positions of (B, L), the last, or which ones (L'), (B, L') or a mask (B, L); 0: all. Returns it. Without
+    `shape` only its type is looked at."""
+    if isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool) and logits_to_keep >= 0:
+        return logits_to_keep
+    if not torch.is_tensor(logits_to_keep):
+        allowed = "an integer of at least 0, or a tensor of positions"
+        raise ValueError(f"`logits_to_keep` is {logits_to_keep!r}, but must be {allowed}.")
+    if shape is None:
+        return logits_to_keep if logits_to_keep.dtype == torch.bool else as_ids("logits_to_keep", logits_to_keep)
+    if logits_to_keep.dtype == torch.bool:
+        _check_shape("logits_to_keep", logits_to_keep, tuple(logits_to_keep.shape) == tuple(shape), f"{tuple(shape)}")
+        return logits_to_keep
+    kept = as_ids("logits_to_keep", logits_to_keep)
+    fits = kept.dim() == 1 or (kept.dim() == 2 and kept.shape[0] == shape[0])
+    _check_shape("logits_to_keep", kept, fits, f"(positions,) or ({shape[0]}, positions)")
+    _check_range("logits_to_keep", kept, shape[1], "the length of the input")
+    return kept
+
+
+def check_is_tensor(name, value):
+    if not torch.is_tensor(value):
+        raise ValueError(f"`{name}` is a {type(value).__name__}, but must be a tensor.")
 
 
 def _check_shape(name, tensor, fits, allowed):
     if not fits:
         raise ValueError(f"`{name}` has the shape {tuple(tensor.shape)}, but must have {allowed}.")
-
-
-def _check_integers(name, tensor):
-    if tensor.dtype not in INTEGERS:
-        raise ValueError(f"`{name}` is of {tensor.dtype}, but must be of an integer type.")
 
 
 def _readable(tensor):

@@ -2,6 +2,9 @@
 
 import torch
 from torch.nn import functional as F
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 IGNORED = -100
 
@@ -44,11 +47,20 @@ def mean_token_loss(losses, labels, num_items_in_batch=None):
 
 
 def _per_item(total, labels, num_items_in_batch, ignore_index):
+    """A sum over no label is divided by 1: such a batch (its completions were cut off, say) has the loss 0 and gradients 0,
+    where a mean would be 0 / 0 and the log of a whole run NaN."""
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum()
-    elif torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        if _readable(labels) and num_items_in_batch == 0:
+            logger.warning_once("A batch has no label that counts: its loss is 0, and nothing is learned from it.")
+    elif not torch.is_tensor(num_items_in_batch):
+        return total / max(num_items_in_batch, 1)
+    return total / num_items_in_batch.to(total.device).clamp(min=1)
+
+
+def _readable(tensor):
+    """Whether looking at values is free: a GPU would have to be waited for."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def problem_type_of(config, labels):
@@ -58,7 +70,7 @@ def problem_type_of(config, labels):
         return config.problem_type
     if config.num_labels == 1:
         return "regression"
-    integers = labels.dtype in (torch.int32, torch.int64)
+    integers = not (labels.is_floating_point() or labels.dtype == torch.bool)
     return "single_label_classification" if integers else "multi_label_classification"
 
 
@@ -68,18 +80,35 @@ def sequence_loss(logits, labels, problem_type):
     if problem_type == "regression":
         return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
     if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.flatten())
+        return token_cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def span_loss(start_logits, end_logits, start_positions, end_positions, attention_mask=None):
-    """Mean of the cross entropies of a span's start and end, (B, L) and (B) each, over the tokens that are no padding;
-    positions beyond L are ignored."""
-    length = start_logits.shape[1]
+    """Mean of the cross entropies of a span's start and end, (B, L) and (B) each; -100 and positions beyond L are ignored.
+
+    Padding is no candidate, so that a row's loss does not depend on how much of it there is; but where a label itself is
+    padding (0 for "no answer" in a row padded on the left) it must be one, and all tokens of that row are, as in
+    transformers.
+    """
     losses = []
     for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+        positions = positions.to(logits.device)
+        ignored = (positions < 0) | (positions >= logits.shape[1])
         if attention_mask is not None:
-            logits = logits.masked_fill(attention_mask.to(logits.device) == 0, -torch.inf)
-        positions = positions.to(logits.device).view(-1).clamp(0, length)
-        losses.append(F.cross_entropy(logits, positions, ignore_index=length))
+            logits = logits.masked_fill(
+                _no_candidates(attention_mask.to(logits.device), positions, ignored), -torch.inf
+            )
+        losses.append(token_cross_entropy(logits, positions.masked_fill(ignored, IGNORED)))
     return (losses[0] + losses[1]) / 2
+
+
+def _no_candidates(attention_mask, positions, ignored):
+    """(B, L) bool: the padding of rows whose label is a real token."""
+    padding = attention_mask == 0
+    on_padding = padding.gather(1, positions.masked_fill(ignored, 0)[:, None]) & ~ignored[:, None]
+    if _readable(positions) and on_padding.any():
+        logger.warning_once(
+            "A start or end position is padding: in the loss of its row, padding is then a candidate too."
+        )
+    return padding & ~on_padding

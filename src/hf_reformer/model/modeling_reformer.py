@@ -6,17 +6,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
+from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .adapters import register_lora_targets
 from .cache import CachedTokens, ReformerCache, leaves_cache_on_failure
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
-from .embeddings import AxialPositionEmbeddings, ReformerEmbeddings
+from .embeddings import (
+    AxialPositionEmbeddings,
+    PositionTable,
+    ReformerEmbeddings,
+    initialise_positions,
+    initialise_words,
+)
 from .encoder import EncoderOutput, ReformerEncoder, final_norm
 from .generation import ReformerGenerationMixin, check_cache
-from .inputs import check_inputs, check_labels, check_position_ids
+from .inputs import as_ids, check_inputs, check_keywords, check_labels, check_logits_to_keep, check_position_ids
 from .layer import Context
 from .losses import mean_token_loss, next_token_labels, token_losses
 from .recompute import fitting_tokens, is_watched, tokenwise
@@ -27,31 +34,41 @@ logger = logging.get_logger(__name__)
 LEAST_TOKENS = 64  # that the head works on at a time, however large the vocabulary
 
 
-class _OldCacheName:
-    """The cache under the name it had in the Reformer of transformers."""
+class _CacheOfTwoNames:
+    """The field `past_buckets_states`, as in the Reformer of transformers, also under today's name."""
 
     @property
-    def past_buckets_states(self):
-        return self.past_key_values
+    def past_key_values(self):
+        return self.past_buckets_states
+
+    def __getitem__(self, key):
+        return super().__getitem__("past_buckets_states" if key == "past_key_values" else key)
 
 
 @dataclass
-class ReformerModelOutput(_OldCacheName, ModelOutput):
+class ReformerModelOutput(_CacheOfTwoNames, ModelOutput):
     """What `ReformerModel` returns.
 
     last_hidden_state: (B, L, 2 * hidden), both streams side by side after the layer norm.
-    past_key_values: the cache, or None.
+    past_buckets_states: the cache, or None; `past_key_values` is the same.
     hidden_states, attentions: on request; see `ReformerModel.forward`.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: object | None = None
+    past_buckets_states: object | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-class ReformerCausalLMOutput(_OldCacheName, CausalLMOutputWithPast):
-    """What `ReformerModelWithLMHead` returns."""
+@dataclass
+class ReformerCausalLMOutput(_CacheOfTwoNames, ModelOutput):
+    """What `ReformerModelWithLMHead` returns: loss (), logits (B, L, V), and as `ReformerModelOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_buckets_states: object | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class ReformerPreTrainedModel(PreTrainedModel):
@@ -69,8 +86,8 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
 
     def __init__(self, config, *args, **kwargs):
-        if hasattr(config, "validate_reformer"):
-            config.validate_reformer()
+        config.validate_reformer()
+        register_lora_targets()
         super().__init__(config, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
@@ -83,21 +100,29 @@ class ReformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Normal with `initializer_range`, axial positions with `axial_norm_std`; biases 0, norms 1."""
+        """Normal with `initializer_range`; biases 0, norms 1; words and positions as `config.embedding_init` says."""
         super()._init_weights(module)
         if isinstance(module, AxialPositionEmbeddings):
             self._init_weights(module.weights)
         elif isinstance(module, nn.ParameterList):
-            for weight in module:
-                init.normal_(weight, std=self.config.axial_norm_std)
+            initialise_positions(list(module), self.config)
+        elif isinstance(module, PositionTable):
+            initialise_positions([module.weight], self.config)
+        elif isinstance(module, nn.Embedding):
+            initialise_words(module.weight, self.config)
         elif isinstance(module, ReformerOnlyLMHead):
             init.zeros_(module.bias)
+
+    def extra_repr(self):
+        """What `print(model)` says of all layers together."""
+        return self.config.summary() if self.base_model is self else ""
 
 
 class ReformerModel(ReformerPreTrainedModel):
     """The Reformer without a head."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         for name in config.fields_that_hide_later_tokens():
             logger.warning(
@@ -122,11 +147,11 @@ class ReformerModel(ReformerPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         num_hashes: int | None = None,
-        past_key_values=None,
         past_buckets_states=None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        past_key_values=None,
         **kwargs,
     ) -> ReformerModelOutput:
         """Both streams after the last layer.
@@ -149,6 +174,7 @@ class ReformerModel(ReformerPreTrainedModel):
         Raises:
             ValueError: for inputs of a wrong shape or range.
         """
+        check_keywords(self, kwargs)
         past = past_buckets_states if past_key_values is None else past_key_values
         hidden_states, context = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions
@@ -157,7 +183,7 @@ class ReformerModel(ReformerPreTrainedModel):
             encoded = self.encoder(hidden_states, context, self._gives_hidden_states(output_hidden_states))
         return ReformerModelOutput(
             last_hidden_state=encoded.last_hidden_state,
-            past_key_values=context.cache,
+            past_buckets_states=context.cache,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
@@ -182,6 +208,7 @@ class ReformerModel(ReformerPreTrainedModel):
                 "nn.DataParallel copies a model without its parameters, so that reversible layers would train nothing. Launch "
                 "one process for each GPU: `accelerate launch script.py` or `torchrun --nproc_per_node=N script.py`."
             )
+        input_ids = None if input_ids is None else as_ids("input_ids", input_ids)
         cache = self._cache(past, use_cache)
         cached = 0 if cache is None else cache.get_seq_length()
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, cached)
@@ -192,7 +219,7 @@ class ReformerModel(ReformerPreTrainedModel):
             device = (input_ids if inputs_embeds is None else inputs_embeds).device
             position_ids = self._default_positions(shape[1], real_tokens, device, cache)
         else:
-            check_position_ids(config, position_ids, shape)
+            position_ids = check_position_ids(config, position_ids, shape, real_tokens)
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
         if cache is not None:
             cache.begin(shape[1], shape[0], real_tokens, num_hashes)
@@ -261,6 +288,7 @@ class _LanguageModel(ReformerPreTrainedModel):
     """What the two language models share: the head, and the loss over it."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         super().__init__(config)
         self.reformer = ReformerModel(config)
         self.lm_head = ReformerOnlyLMHead(config)
@@ -290,11 +318,10 @@ class _LanguageModel(ReformerPreTrainedModel):
         output, cache = self.reformer._streams(*arguments, last=last, **options)
         return (output.last_hidden_state, _normed_head, (*encoder.final_norm, self.lm_head)), output, cache
 
-    def _check_labels(self, name, labels, input_ids, inputs_embeds):
+    def _checked_labels(self, name, labels, input_ids, inputs_embeds):
         """Before anything is put into a cache. (What is wrong with the inputs themselves is said later.)"""
         tokens = inputs_embeds if input_ids is None else input_ids
-        if tokens is not None:
-            check_labels(name, labels, tokens.shape[:2], self.config.vocab_size)
+        return check_labels(name, labels, tokens.shape[:2], self.config.vocab_size) if torch.is_tensor(tokens) else None
 
     def _loss_and_logits(self, read, labels, num_items_in_batch):
         """`read`: as `_read` gives it."""
@@ -315,6 +342,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
     """The causal language model (`config.is_decoder` must be true): position t predicts token t + 1."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         if not config.is_decoder:
             raise ValueError("`config.is_decoder` is False, but must be True for a causal language model.")
         for prefix, kind in (("local", "local"), ("lsh", "lsh")):
@@ -333,7 +361,6 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         num_hashes: int | None = None,
-        past_key_values=None,
         past_buckets_states=None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -341,6 +368,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        past_key_values=None,
         **kwargs,
     ) -> ReformerCausalLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) the mean cross entropy of the next token.
@@ -351,12 +379,14 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
             kwargs: `shift_labels` (B, L), labels that are shifted already. It has no name of its own in the signature
                 because `Trainer` evaluates a loss only where the data hold all arguments named "...labels".
         """
+        check_keywords(self, kwargs)
+        logits_to_keep = check_logits_to_keep(logits_to_keep)
         shift_labels = kwargs.get("shift_labels")
         no_loss = labels is None and shift_labels is None
         past = past_buckets_states if past_key_values is None else past_key_values
         use_cache = False if use_cache is None and not no_loss else use_cache
-        for name, value in (("labels", labels), ("shift_labels", shift_labels)):
-            self._check_labels(name, value, input_ids, inputs_embeds)
+        labels = self._checked_labels("labels", labels, input_ids, inputs_embeds)
+        shift_labels = self._checked_labels("shift_labels", shift_labels, input_ids, inputs_embeds)
         read, output, cache = self._read(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions,
             output_hidden_states=output_hidden_states,
@@ -373,7 +403,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
         return ReformerCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
+            past_buckets_states=cache,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
@@ -386,6 +416,7 @@ class ReformerForMaskedLM(_LanguageModel):
     """The masked language model (`config.is_decoder` must be false)."""
 
     def __init__(self, config: ReformerConfig):
+        config = ReformerConfig.of(config)
         if config.is_decoder:
             raise ValueError("`config.is_decoder` is True, but must be False for a masked language model.")
         super().__init__(config)
@@ -405,7 +436,8 @@ class ReformerForMaskedLM(_LanguageModel):
         **kwargs,
     ) -> MaskedLMOutput:
         """Logits (B, L, V), and with `labels` (B, L) (-100: ignored) their mean cross entropy."""
-        self._check_labels("labels", labels, input_ids, inputs_embeds)
+        check_keywords(self, kwargs)
+        labels = self._checked_labels("labels", labels, input_ids, inputs_embeds)
         read, output, _ = self._read(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, None, False, output_attentions,
             output_hidden_states=output_hidden_states,

@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers.models.reformer.tokenization_reformer import ReformerTokenizer
+from transformers.tokenization_utils_base import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 __all__ = ["ReformerByteTokenizer", "ReformerTokenizer"]
 
 NUM_SPECIAL_TOKENS = 2  # <pad> and </s> come before the bytes
 NUM_BYTES = 256
+WHITE_SPACE = frozenset(b" \t\n\v\f\r")
 
 
 def printable_byte_alphabet() -> list[str]:
@@ -34,7 +36,8 @@ def build_byte_backend(pad_token: str, eos_token: str) -> Tokenizer:
     vocab = {pad_token: 0, eos_token: 1}
     vocab |= {char: NUM_SPECIAL_TOKENS + byte for byte, char in enumerate(printable_byte_alphabet())}
     backend = Tokenizer(BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # words, each with the space in front of it: they change no id, but `word_ids` and whole-word masking go by them
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -42,11 +45,17 @@ def build_byte_backend(pad_token: str, eos_token: str) -> Tokenizer:
 class ReformerByteTokenizer(TokenizersBackend):
     """Text as UTF-8 bytes: id = byte + 2, `<pad>` = 0, `</s>` = 1, nothing added before or after.
 
-    Text that spells a special token ("<pad>") is its bytes, as all other text, unless `split_special_tokens=False`.
-    Saved as `tokenizer.json`, so `AutoTokenizer` reads it back with and without this package. `str` cannot carry every
-    byte string: `encode_bytes` and `decode_bytes` can.
+    Special and added tokens are found in text (a chat template's, `text + tokenizer.eos_token`, `<mask>`), as other
+    tokenizers find them; with `split_special_tokens=True`, here or in a call, text that spells a special one is its bytes,
+    as all other text. Others than those two come after the bytes, from id 258. Saved as `tokenizer.json`, so `AutoTokenizer` reads
+    it back with and without this package. `str` cannot carry every byte string: `encode_bytes` and `decode_bytes` can.
+
+    Words given one by one (`is_split_into_words=True`) are set apart by a space, which belongs to the word behind it. In
+    `offset_mapping` white space, and a character's bytes after its first, are empty, at the end of what they belong to:
+    whole-word masking then finds the words, and a span's first character its first byte.
 
     Args:
+        split_special_tokens: count special tokens in text as the bytes that spell them.
         model_max_length: longest input in tokens; pipelines truncate by it. Set it to `config.maximum_length`.
 
     Raises:
@@ -56,7 +65,7 @@ class ReformerByteTokenizer(TokenizersBackend):
     model_input_names = ["input_ids", "attention_mask"]
     model = BPE
 
-    def __init__(self, pad_token: str = "<pad>", eos_token: str = "</s>", split_special_tokens: bool = True, **kwargs):
+    def __init__(self, pad_token: str = "<pad>", eos_token: str = "</s>", **kwargs):
         self._tokenizer = build_byte_backend(str(pad_token), str(eos_token))
         # On loading, transformers hands over the vocabulary of tokenizer.json; it can only be this one.
         vocab = kwargs.pop("vocab", None)
@@ -65,10 +74,9 @@ class ReformerByteTokenizer(TokenizersBackend):
                 f"vocab has {len(vocab)} entries that are not the byte vocabulary (pad 0, eos 1, byte b at b + 2); "
                 "a file with another vocabulary loads with ReformerTokenizer or PreTrainedTokenizerFast"
             )
-        for absent in ("merges", "unk_token", "bos_token"):
-            kwargs.pop(absent, None)
+        kwargs.pop("merges", None)
         kwargs.setdefault("clean_up_tokenization_spaces", False)
-        super().__init__(pad_token=pad_token, eos_token=eos_token, split_special_tokens=split_special_tokens, **kwargs)
+        super().__init__(pad_token=pad_token, eos_token=eos_token, **kwargs)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids of any byte string, UTF-8 or not."""
@@ -77,16 +85,40 @@ class ReformerByteTokenizer(TokenizersBackend):
         return [byte + NUM_SPECIAL_TOKENS for byte in bytes(data)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The byte string of `ids` (list, or one-dimensional tensor or array); `<pad>` and `</s>` stand for no byte."""
+        """The byte string of `ids` (list, or one-dimensional tensor or array); special tokens stand for no byte, other added
+        ones for those of their text."""
         ids = [int(i) for i in ids]
+        parts = []
         for i in ids:
-            if not 0 <= i < NUM_SPECIAL_TOKENS + NUM_BYTES:
-                raise ValueError(f"ids holds {i}; allowed are 0 to {NUM_SPECIAL_TOKENS + NUM_BYTES - 1}")
-        return bytes(i - NUM_SPECIAL_TOKENS for i in ids if i >= NUM_SPECIAL_TOKENS)
+            if not 0 <= i < len(self):
+                raise ValueError(f"ids holds {i}; allowed are 0 to {len(self) - 1}")
+            if i in self.added_tokens_decoder:
+                added = self.added_tokens_decoder[i]
+                parts.append(b"" if added.special else added.content.encode())
+            else:
+                parts.append(bytes([i - NUM_SPECIAL_TOKENS]))
+        return b"".join(parts)
 
-    def _encode_plus(self, text, text_pair=None, **kwargs):
+    def train_new_from_iterator(self, text_iterator, vocab_size, **kwargs):
+        """A tokenizer of byte pairs, trained on the texts: no longer one of bytes, but a `PreTrainedTokenizerFast`."""
+        least = NUM_SPECIAL_TOKENS + NUM_BYTES
+        if vocab_size < least:
+            raise ValueError(f"`vocab_size` is {vocab_size}, but must be at least {least}: the bytes, <pad> and </s>.")
+        settings = {name: getattr(self, name) for name in ("model_max_length", "padding_side", "truncation_side")}
+        plain = TokenizersBackend(tokenizer_object=self._tokenizer, **self.special_tokens_map, **settings)
+        return plain.train_new_from_iterator(text_iterator, vocab_size, **kwargs)
+
+    def _encode_plus(self, text, text_pair=None, is_split_into_words=False, return_tensors=None, **kwargs):
+        if is_split_into_words:
+            text, text_pair = _spaced(text), _spaced(text_pair)
         try:
-            return super()._encode_plus(text, text_pair=text_pair, **kwargs)
+            encoded = super()._encode_plus(
+                text,
+                text_pair=text_pair,
+                is_split_into_words=is_split_into_words,
+                return_tensors=return_tensors,
+                **kwargs,
+            )
         except TypeError as error:  # what the Rust side answers to a string that has no UTF-8 form
             for string in _strings_in((text, text_pair)):
                 try:
@@ -97,6 +129,30 @@ class ReformerByteTokenizer(TokenizersBackend):
                         "no UTF-8 form; allowed is text that encodes to UTF-8 (for raw bytes: encode_bytes)"
                     ) from error
             raise
+        if len(encoded.get("offset_mapping", ())) > 0:
+            rows = [_offsets(encoding, is_split_into_words) for encoding in encoded.encodings]
+            single = isinstance(encoded["offset_mapping"][0], tuple)
+            rows = BatchEncoding({"rows": rows[0] if single else rows}, tensor_type=return_tensors)
+            encoded["offset_mapping"] = rows["rows"]
+        return encoded
+
+
+def _spaced(words):
+    """Nested lists of words, each but the first of its list with a space in front."""
+    if isinstance(words, list | tuple) and all(isinstance(word, str) for word in words):
+        return [word if i == 0 or word[:1].isspace() else " " + word for i, word in enumerate(words)]
+    return words if words is None or isinstance(words, str) else type(words)(_spaced(inner) for inner in words)
+
+
+def _offsets(encoding, is_split_into_words):
+    """(start, end) in characters of the text, or of the word as it was given."""
+    offsets = []
+    for index, (start, end), word in zip(encoding.ids, encoding.offsets, encoding.word_ids, strict=True):
+        byte = index - NUM_SPECIAL_TOKENS
+        start = end if byte in WHITE_SPACE or 0x80 <= byte < 0xC0 else start
+        set_apart = is_split_into_words and word  # words but the first have got a space
+        offsets.append((max(start - 1, 0), max(end - 1, 0)) if set_apart else (start, end))
+    return offsets
 
 
 def _strings_in(nested):
