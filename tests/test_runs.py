@@ -412,10 +412,12 @@ def test_callbacks_metrics_and_model_init_come_from_python(recipe, tmp_path):
         right = prediction.predictions.argmax(-1)[:, :-1] == prediction.label_ids[:, 1:]
         return {"own_accuracy": right[counted].mean()}
 
+    loaded = load_recipe(str(recipe))
+    task = build_task(loaded, plan_of(loaded, training_arguments(loaded, tmp_path)))
+    config = config_for(loaded, task)
+
     def model_init():
-        loaded = load_recipe(str(recipe))
-        task = build_task(loaded, plan_of(loaded, training_arguments(loaded, tmp_path)))
-        made.append(build_model(loaded, config_for(loaded, task), seed=7))
+        made.append(build_model(loaded, config, seed=7))
         return made[-1]
 
     code = train_recipe(
@@ -438,18 +440,18 @@ def test_a_run_stops_early_and_goes_on_counting_when_it_is_resumed(recipe, tmp_p
 
 def test_hyperparameters_can_be_searched(recipe, tmp_path):
     pytest.importorskip("optuna")
-    loaded = load_recipe(str(recipe))
-    task = build_task(loaded, plan_of(loaded, training_arguments(loaded, tmp_path)))
-    with running(
-        str(recipe),
-        tmp_path / "run",
-        quiet=True,
-        model_init=lambda: build_model(loaded, config_for(loaded, task), seed=0),
-    ) as run:
+    with running(str(recipe), tmp_path / "run", quiet=True, model_init=True) as run:
         best = run.trainer.hyperparameter_search(
             lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)}, n_trials=2
         )
     assert best.objective > 0
+
+
+def test_a_model_made_anew_trains_like_the_one_that_is_made_before(recipe, tmp_path):
+    for name, init in (("new", True), ("before", None)):
+        assert train_recipe(str(recipe), tmp_path / name, ["training.max_steps=2"], quiet=True, model_init=init) == 0
+    new, before = weights(tmp_path / "new" / "model"), weights(tmp_path / "before" / "model")
+    assert all(torch.equal(new[name], before[name]) for name in before)
 
 
 def test_predictions_of_each_example_add_up_to_the_figures(done, tmp_path):
