@@ -81,11 +81,22 @@ def test_seconds_are_counted_over_all_sessions(recipe, tmp_path, monkeypatch):
     assert results_of(tmp_path / "run")["training_seconds"] == 600
 
 
+def write_texts(folder):
+    for i in range(4):
+        (folder / f"{i}.txt").write_text(f"{i}: one word after another and so on\n" * (5 + i))
+    return sorted(folder.glob("*.txt"))
+
+
 @pytest.fixture
 def texts(tmp_path):
-    for i in range(4):
-        (tmp_path / f"{i}.txt").write_text(f"{i}: one word after another and so on\n" * (5 + i))
-    return sorted(tmp_path.glob("*.txt"))
+    return write_texts(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    assert train(text_recipe(folder, write_texts(folder)), folder / "run", "training.max_steps=1") == 0
+    return str(folder / "run" / "model")
 
 
 def test_evaluate_refuses_other_evaluation_data_than_the_cards_and_says_where_it_was_asked_for(texts, tmp_path):
@@ -112,10 +123,9 @@ def test_a_saved_recipe_holds_from_another_folder(texts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a\u00a0b.txt", "back\\slash.txt", "both'\"quotes.txt", "[a, b].txt", "#x.txt"])
-def test_any_file_name_can_be_measured(name, tmp_path, texts):
-    assert train(text_recipe(tmp_path, texts), tmp_path / "run") == 0
+def test_any_file_name_can_be_measured(name, tmp_path, text_model):
     (tmp_path / name).write_text("one word after another\n" * 9)
-    assert evaluate_model(str(tmp_path / "run" / "model"), files=[tmp_path / name], quiet=True)["loss"] > 0
+    assert evaluate_model(text_model, files=[tmp_path / name], quiet=True)["loss"] > 0
 
 
 def test_a_run_that_diverges_is_an_error_and_leaves_no_figures(recipe, tmp_path, capsys):
