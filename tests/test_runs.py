@@ -81,11 +81,22 @@ def test_seconds_are_counted_over_all_sessions(recipe, tmp_path, monkeypatch):
     assert results_of(tmp_path / "run")["training_seconds"] == 600
 
 
+def write_texts(folder):
+    for i in range(4):
+        (folder / f"{i}.txt").write_text(f"{i}: one word after another and so on\n" * (5 + i))
+    return sorted(folder.glob("*.txt"))
+
+
 @pytest.fixture
 def texts(tmp_path):
-    for i in range(4):
-        (tmp_path / f"{i}.txt").write_text(f"{i}: one word after another and so on\n" * (5 + i))
-    return sorted(tmp_path.glob("*.txt"))
+    return write_texts(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    assert train(text_recipe(folder, write_texts(folder)), folder / "run", "training.max_steps=1") == 0
+    return str(folder / "run" / "model")
 
 
 def test_evaluate_refuses_other_evaluation_data_than_the_cards_and_says_where_it_was_asked_for(texts, tmp_path):
@@ -112,10 +123,9 @@ def test_a_saved_recipe_holds_from_another_folder(texts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a\u00a0b.txt", "back\\slash.txt", "both'\"quotes.txt", "[a, b].txt", "#x.txt"])
-def test_any_file_name_can_be_measured(name, tmp_path, texts):
-    assert train(text_recipe(tmp_path, texts), tmp_path / "run") == 0
+def test_any_file_name_can_be_measured(name, tmp_path, text_model):
     (tmp_path / name).write_text("one word after another\n" * 9)
-    assert evaluate_model(str(tmp_path / "run" / "model"), files=[tmp_path / name], quiet=True)["loss"] > 0
+    assert evaluate_model(text_model, files=[tmp_path / name], quiet=True)["loss"] > 0
 
 
 def test_a_run_that_diverges_is_an_error_and_leaves_no_figures(recipe, tmp_path, capsys):
@@ -412,10 +422,12 @@ def test_callbacks_metrics_and_model_init_come_from_python(recipe, tmp_path):
         right = prediction.predictions.argmax(-1)[:, :-1] == prediction.label_ids[:, 1:]
         return {"own_accuracy": right[counted].mean()}
 
+    loaded = load_recipe(str(recipe))
+    task = build_task(loaded, plan_of(loaded, training_arguments(loaded, tmp_path)))
+    config = config_for(loaded, task)
+
     def model_init():
-        loaded = load_recipe(str(recipe))
-        task = build_task(loaded, plan_of(loaded, training_arguments(loaded, tmp_path)))
-        made.append(build_model(loaded, config_for(loaded, task), seed=7))
+        made.append(build_model(loaded, config, seed=7))
         return made[-1]
 
     code = train_recipe(
@@ -438,18 +450,17 @@ def test_a_run_stops_early_and_goes_on_counting_when_it_is_resumed(recipe, tmp_p
 
 def test_hyperparameters_can_be_searched(recipe, tmp_path):
     pytest.importorskip("optuna")
-    loaded = load_recipe(str(recipe))
-    task = build_task(loaded, plan_of(loaded, training_arguments(loaded, tmp_path)))
-    with running(
-        str(recipe),
-        tmp_path / "run",
-        quiet=True,
-        model_init=lambda: build_model(loaded, config_for(loaded, task), seed=0),
-    ) as run:
+    with running(str(recipe), tmp_path / "run", quiet=True, model_init=True) as run:
         best = run.trainer.hyperparameter_search(
             lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)}, n_trials=2
         )
     assert best.objective > 0
+
+
+def test_a_model_made_anew_starts_as_the_one_that_is_made_before(recipe, tmp_path):
+    for name, init in (("new", True), ("before", None)):
+        assert train_recipe(str(recipe), tmp_path / name, ["training.max_steps=1"], quiet=True, model_init=init) == 0
+    assert results_of(tmp_path / "new")["before"] == results_of(tmp_path / "before")["before"]
 
 
 def test_predictions_of_each_example_add_up_to_the_figures(done, tmp_path):

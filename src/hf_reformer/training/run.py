@@ -47,7 +47,8 @@ class Options:
     `device`: auto, cpu, cuda or mps. `batch_size`: examples of a training step on each device. `push_to_hub`: the name of a
     repository that gets the finished model. `quiet`: nothing is printed. `minutes`: the run takes about so long, its steps
     follow. `with_code`: the model's source lies beside it. `replace_finished`: a finished run in the folder makes room.
-    `callbacks`, `compute_metrics`, `model_init`: as `Trainer` takes them; the metrics are added to the recipe's.
+    `callbacks`, `compute_metrics`, `model_init`: as `Trainer` takes them; the metrics are added to the recipe's, and True is a
+    `model_init` that makes the recipe's model anew, for `run.trainer.hyperparameter_search`.
     """
 
     device: str = "auto"
@@ -59,7 +60,7 @@ class Options:
     replace_finished: bool = False
     callbacks: Sequence = ()
     compute_metrics: Callable | None = None
-    model_init: Callable | None = None
+    model_init: Callable | bool | None = None
 
     @property
     def changes(self) -> list[str]:
@@ -137,10 +138,14 @@ def prepare(recipe: Recipe, output: Path, resume: bool, command: str, options: O
         recipe = with_steps(recipe, measured_steps(recipe, options, say))
         arguments = training_arguments(recipe, output, options.device, options.quiet)
     task = build_task(recipe, plan_of(recipe, arguments), tokenizer)
-    model = None if options.model_init else build_model(recipe, config_for(recipe, task), arguments.seed)
+    config = config_for(recipe, task)
+    model_init = (
+        (lambda: build_model(recipe, config, arguments.seed)) if options.model_init is True else options.model_init
+    )
+    model = None if model_init else build_model(recipe, config, arguments.seed)
     samples = [Samples(task.prompts, recipe.evaluation, output, task.tokenizer)] if task.prompts else []
     trainer = build_trainer(
-        recipe, arguments, task, model, [*samples, *options.callbacks], options.compute_metrics, options.model_init
+        recipe, arguments, task, model, [*samples, *options.callbacks], options.compute_metrics, model_init
     )
     for sample in samples:
         sample.callbacks = trainer.callback_handler.callbacks
