@@ -178,7 +178,10 @@ def test_the_module_runs_as_a_program():
 
 
 SPEAKER = (
-    "import sys; sys.argv[0] = 'hf-reformer'; from hf_reformer import cli\n"
+    "import importlib.util, sys\n"
+    "spec = importlib.util.find_spec('hf_reformer')\n"
+    "sys.modules['hf_reformer'] = importlib.util.module_from_spec(spec)  # as hf_reformer_cli does: no torch for this\n"
+    "from hf_reformer import cli\n"
     "class Command:\n"
     "    def register(subparsers): subparsers.add_parser(sys.argv[1]).set_defaults(run=Command.run)\n"
     "    def run(arguments):\n"
