@@ -4,7 +4,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -12,15 +11,6 @@ from runs import results_of, signal_at, train, write_recipe
 
 from hf_reformer.training.checkpoints import latest_whole_checkpoint
 from hf_reformer.training.trainer import RecipeTrainer
-
-AT_STEP_2 = """\
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import pytest
-from runs import signal_at, train
-signal_at(pytest.MonkeyPatch(), 2, {number})
-sys.exit(train({recipe!r}, {output!r}, "training.disable_tqdm=false"))
-"""
 
 
 @pytest.fixture
@@ -34,11 +24,6 @@ def _ordinary_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def script(recipe, output, number):
-    code = AT_STEP_2.format(tests=os.path.dirname(__file__), number=int(number), recipe=str(recipe), output=str(output))
-    return [sys.executable, "-c", code]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
@@ -114,8 +99,3 @@ def test_a_run_whose_terminal_is_lost_is_saved(recipe, tmp_path):
     assert (tmp_path / "code").exists(), said.decode(errors="replace")[-2000:]
     assert (tmp_path / "code").read_text() == str(128 + signal.SIGHUP)
     assert latest_whole_checkpoint(tmp_path / "run").name == "checkpoint-3"
-
-
-def test_the_exit_status_of_the_process_tells_the_signal(recipe, tmp_path):
-    done = subprocess.run(script(recipe, tmp_path / "run", signal.SIGUSR1), capture_output=True, text=True)
-    assert done.returncode == 128 + signal.SIGUSR1, done.stderr

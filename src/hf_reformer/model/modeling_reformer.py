@@ -101,7 +101,6 @@ class ReformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Normal with `initializer_range`; biases 0, norms 1; words and positions as `config.embedding_init` says."""
-        super()._init_weights(module)
         if isinstance(module, AxialPositionEmbeddings):
             self._init_weights(module.weights)
         elif isinstance(module, nn.ParameterList):
@@ -110,7 +109,9 @@ class ReformerPreTrainedModel(PreTrainedModel):
             initialise_positions([module.weight], self.config)
         elif isinstance(module, nn.Embedding):
             initialise_words(module.weight, self.config)
-        elif isinstance(module, ReformerOnlyLMHead):
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ReformerOnlyLMHead):
             init.zeros_(module.bias)
 
     def extra_repr(self):
