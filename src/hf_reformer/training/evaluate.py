@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..files import replacing_file
-from .build import build_model, build_trainer, config_for, pretrained_config, statistics_of, training_arguments
+from .build import build_model, build_trainer, config_for, pretrained_config, training_arguments
 from .fields import checked_section
 from .folder import RECIPE_FILE, RUN_FILE, stored_facts
 from .recipes import load_recipe, model_hints, parsed_change
@@ -63,6 +62,7 @@ def evaluate_model(
         "recipe": chosen.name,
         "data": task.description,
         "examples": len(task.evaluation),
+        "counts": task.counts,
         "same_data_as_the_card": same,
         "attn_layers": list(actual.attn_layers),
         "num_hashes": chosen.evaluation.num_hashes or actual.num_hashes,
@@ -116,45 +116,12 @@ def measured(trainer, task, predictions) -> dict:
     """Metrics over all examples; what each got goes to the file `predictions`."""
     if predictions is None:
         return metrics_in(trainer.evaluate())
-    trainer.preprocess_logits_for_metrics = partial(with_guesses, task)
-    trainer.compute_metrics = lambda found: {}
     found = trainer.predict(task.evaluation, metric_key_prefix="eval")
-    rows, *guesses = found.predictions
-    rows = np.asarray(rows, dtype=np.float64)
-    lines = [
-        {
-            "index": i,
-            **plain(task.summary(row)),
-            **said(trainer.model.config, [g[i] for g in guesses], found.label_ids, i),
-        }
-        for i, row in enumerate(rows)
-    ]
+    lines = task.predictions(np.asarray(found.predictions, dtype=np.float64))
     with replacing_file(predictions) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return plain(task.summary(rows.sum(0)))
-
-
-def with_guesses(task, logits, labels):
-    """Sums per example, and the likeliest class, token or position."""
-    pieces = logits if isinstance(logits, tuple) else (logits,)
-    return (statistics_of(task, False, logits, labels), *(piece.argmax(-1) for piece in pieces))
-
-
-def plain(metrics: dict) -> dict:
-    """Numbers of Python, None for what has no value."""
-    return {name: float(value) if np.isfinite(value) else None for name, value in metrics.items()}
-
-
-def said(config, guesses: list, labels, index: int) -> dict:
-    """`prediction` and `label` of an example: classes by name, or positions (start, end); nothing for language models."""
-    if len(guesses) == 2:
-        return {"prediction": [int(g) for g in guesses], "label": [int(part[index]) for part in labels]}
-    if (config.architectures or [""])[0].endswith(("LMHead", "MaskedLM")):
-        return {}
-    guess, label = np.atleast_1d(guesses[0]), np.atleast_1d(labels[index])
-    counted = label != -100
-    names = [[config.id2label[int(i)] for i in ids[counted]] for ids in (guess, label)]
-    return {"prediction": names[0], "label": names[1]}
+        numbered = (json.dumps({"index": i, **line}) for i, line in enumerate(lines))
+        temporary.write_text("".join(f"{line}\n" for line in numbered), encoding="utf-8")
+    return metrics_in(found.metrics)
 
 
 def recipe_of_files(config, files, changes) -> Recipe:

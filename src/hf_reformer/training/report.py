@@ -46,6 +46,7 @@ def results_of(recipe, trainer, task, command: str, facts: dict) -> dict:
         "data_fingerprint": facts["data"],
         "held_out_fingerprint": facts["held_out"],
         "evaluated_examples": len(task.evaluation),
+        "counts": task.counts,
         **compressed(task, after),
         "layers": list(trainer.accelerator.unwrap_model(trainer.model).config.attn_layers),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),

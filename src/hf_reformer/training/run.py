@@ -178,7 +178,7 @@ def facts_of(task: Task) -> dict:
     """What a resumed run and a later measurement compare."""
     return {
         "data": task.fingerprint,
-        "held_out": getattr(task, "held_out_fingerprint", task.fingerprint),
+        "held_out": task.held_out_fingerprint,
         "extended": [],
     }
 
@@ -269,6 +269,8 @@ class Run:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         where = "from the beginning" if self.checkpoint is None else f"from {self.checkpoint.name}"
         say(f"{self.recipe.name}: {self.task.description}")
+        if self.task.notes:
+            say(f"note: {', '.join(self.task.notes)}")
         say(f"{parameters:,} parameters, {trainer.args.max_steps:,} steps {where}, on {trainer.args.device}")
 
 
