@@ -13,7 +13,7 @@ from torch import nn
 from .configuration_reformer import PUBLISHED_LAYERS
 from .dropout import Dropout
 from .layer import Inference, ReformerLayer, StreamLayerNorm
-from .recompute import is_watched, tokenwise
+from .recompute import has_own_hooks, is_watched, tokenwise
 from .reversible import WORTH_REUSING, as_streams, places
 from .tracing import tracing
 
@@ -89,9 +89,10 @@ class ReformerEncoder(nn.Module):
     def _infer(self, hidden_states, context, output_hidden_states, last):
         """Without gradients, in the streams' own memory where nobody looks; into a cache, the last layer works on the last
         tokens alone."""
-        if is_watched(self.modules()):  # as it stands in the layer, so that every module is called
-            return [None] * len(self.layers)
-        overwrite = hidden_states.numel() >= WORTH_REUSING and not output_hidden_states
+        large = hidden_states.numel() >= WORTH_REUSING
+        if any(has_own_hooks(layer.attention) for layer in self.layers) or (large and is_watched(self)):
+            return [None] * len(self.layers)  # as it stands in the layer, so that every module is called
+        overwrite = large and not output_hidden_states
         ways = [Inference()] + [Inference(overwrite)] * (len(self.layers) - 1)
         if not output_hidden_states and self._ends_early(hidden_states.shape[1], context, last):
             ways[-1] = replace(ways[-1], last=last)
@@ -103,7 +104,7 @@ class ReformerEncoder(nn.Module):
         kind = self.layers[-1].attention.self_attention.layer_type
         first = context.cache is not None and context.cache.layers[-1].get_seq_length() == 0
         free = context.real_tokens is None or kind not in PUBLISHED_LAYERS
-        return first and free and 0 < last < length and not context.output_attentions
+        return first and free and 0 < last < length and not context.output_attentions and not is_watched(self)
 
     def _run(self, hidden_states, context, ways, output_hidden_states, last):
         y1 = y2 = as_streams(hidden_states, reversible=False)

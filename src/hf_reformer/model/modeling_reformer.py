@@ -26,7 +26,7 @@ from .generation import ReformerGenerationMixin, check_cache
 from .inputs import as_ids, check_inputs, check_keywords, check_labels, check_logits_to_keep, check_position_ids
 from .layer import Context
 from .losses import mean_token_loss, next_token_labels, token_losses
-from .recompute import fitting_tokens, is_watched, tokenwise
+from .recompute import fitting_tokens, has_own_hooks, tokenwise
 from .tracing import tracing
 
 logger = logging.get_logger(__name__)
@@ -310,7 +310,7 @@ class _LanguageModel(ReformerPreTrainedModel):
         """What the head reads, its function and modules, and the output of the model below: the streams before the final
         norm, or its result where a hook may want to see that as a whole. arguments: of `ReformerModel._begin`."""
         encoder = self.reformer.encoder
-        if is_watched((self.reformer, encoder)):
+        if has_own_hooks(self.reformer) or has_own_hooks(encoder):
             names = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "num_hashes", "past_key_values")
             given = dict(zip((*names, "use_cache", "output_attentions"), arguments, strict=True))
             output = self.reformer(**given, **options, return_dict=True)

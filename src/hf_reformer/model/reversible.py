@@ -22,7 +22,7 @@ from itertools import pairwise
 import torch
 from transformers.utils import logging
 
-from .recompute import HOOKS, Replay, Snapshot, Totals, is_watched, pieces_of, vjp
+from .recompute import HOOKS, Replay, Snapshot, Totals, has_own_hooks, is_watched, pieces_of, vjp
 
 logger = logging.get_logger(__name__)
 
@@ -80,8 +80,8 @@ def places(layers, hidden_states, seen_between):
 
     `seen_between`: the streams between the layers are handed out.
     """
-    inside = [is_watched(m for m in layer.modules() if m is not layer) for layer in layers]
-    around = [is_watched([layer]) for layer in layers]
+    inside = [is_watched(*layer.children()) for layer in layers]
+    around = [has_own_hooks(layer) for layer in layers]
     hooked = any(inside) or any(getattr(layer, kind) for layer in layers for kind in HOOKS)  # FSDP2's count here
     unseen = hidden_states.numel() >= WORTH_REUSING and not seen_between and not hooked
     found = [None if inside[i] else Place(f"encoder.layers[{i}]", unseen=unseen) for i in range(len(layers))]
