@@ -249,7 +249,7 @@ def test_the_default_context_is_the_recipes_own():
     assert recipe.model["max_position_embeddings"] == fields["model.max_position_embeddings"]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 200])
+@pytest.mark.parametrize("steps", [7, 200])
 def test_windows_grow_to_the_full_context_in_the_last_step_and_lie_anywhere_among_the_positions(steps, tmp_path):
     changes = [f"training.max_steps={steps}", "training.seed=3"]
     recipe = load_recipe("quickstart", changes, smoke=True)

@@ -227,9 +227,7 @@ def pretrained_model(model_class, name: str, config: ReformerConfig, revision=No
     body = f"{model.base_model_prefix}."
     missing = sorted(key for key in loaded["missing_keys"] if key.startswith(body) or not new_head)
     if missing:
-        raise ValueError(
-            f"model {name!r} has no weights {', '.join(missing[:3])} ({len(missing)} missing) of {model_class.__name__}"
-        )
+        raise ValueError(f"model {name!r} lacks {len(missing)} weights of a {model_class.__name__}, as {missing[0]}")
     return model
 
 

@@ -34,7 +34,7 @@ FREE_TO_CHANGE = (
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Within it the folder is this process's alone; one that is empty at the end goes.
+    """Within it the folder is this process's alone; where no run begins, all is as it was, but that an empty folder goes.
 
     Raises:
         ValueError: where another process has it, or `output` can be no folder.
@@ -53,9 +53,10 @@ def locked(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if {path.name for path in output.iterdir()} <= {LOCK_FILE}:
+        if not (output / RUN_FILE).exists():  # no run has begun here
             (output / LOCK_FILE).unlink(missing_ok=True)
-            output.rmdir()
+            if not any(output.iterdir()):
+                output.rmdir()
 
 
 def make_room(output: Path, replace_finished: bool) -> None:

@@ -17,6 +17,7 @@ from .folder import ADAPTER_FOLDER, FIGURE, MODEL_FOLDER, RECIPE_FILE, RUN_FILE,
 from .machine import describe_machine, peak_memory_gib
 from .text_data import gzip_bits_per_byte, xz_bits_per_byte
 
+write_results = write_json  # the name that commands know
 LARGEST_TO_COMPRESS = 32 * 2**20  # bytes; xz takes a second for each
 
 
