@@ -9,15 +9,16 @@ from torch import nn
 
 import hf_reformer
 from hf_reformer.model import encoder, layer, modeling_reformer, recompute, reversible
-from hf_reformer.model.recompute import tokenwise
+from hf_reformer.model import tokenwise as tokenwise_module
+from hf_reformer.model.tokenwise import tokenwise
 
 KINDS = ["local", "lsh", "strict_local", "strict_lsh"]
 
 
 @pytest.fixture(autouse=True)
 def modules_of_this_file_are_known(monkeypatch):
-    monkeypatch.setattr(recompute, "_TOKENWISE", (*recompute._TOKENWISE, TwoOutputs))
-    monkeypatch.setattr(recompute, "_LIBRARIES", (*recompute._LIBRARIES, __name__))
+    monkeypatch.setattr(tokenwise_module, "_TOKENWISE", (*tokenwise_module._TOKENWISE, TwoOutputs))
+    monkeypatch.setattr(tokenwise_module, "_LIBRARIES", (*tokenwise_module._LIBRARIES, __name__))
 
 
 class TwoOutputs(nn.Module):
@@ -41,7 +42,7 @@ def in_pieces(module, step, *inputs, keep):
     if not keep:
         return tokenwise(call, (module,), *inputs, step=step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recompute, "fitting_tokens", lambda *sizes: step)
+        patch.setattr(tokenwise_module, "fitting_tokens", lambda *sizes: step)
         return tokenwise(call, (module,), *inputs, numbers=1)
 
 
@@ -157,7 +158,7 @@ def test_a_module_that_is_hooked_or_unknown_is_given_all_tokens(hooked):
 
 
 def work_in_pieces(monkeypatch, tokens_at_once=7):
-    for module in (recompute, layer):
+    for module in (tokenwise_module, layer):
         monkeypatch.setattr(module, "fitting_tokens", lambda *sizes: tokens_at_once)
     monkeypatch.setattr(modeling_reformer, "LEAST_TOKENS", 1)
     for module in (encoder, reversible):
@@ -182,7 +183,7 @@ def test_a_model_in_cache_sized_pieces(reversible, labelled, monkeypatch):
 
     expected = results()
     work_in_pieces(monkeypatch)
-    assert recompute.fitting_tokens(None, 1, 1) == 7
+    assert tokenwise_module.fitting_tokens(None, 1, 1) == 7
     for name, tensor in results().items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-11, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -223,7 +224,7 @@ def test_gradients_that_a_hook_keeps_are_not_written_over(monkeypatch):
 
 def make_many(monkeypatch):
     """From here on, 32 tokens count as many."""
-    for module in (layer, recompute):
+    for module in (layer, tokenwise_module):
         monkeypatch.setattr(module, "MANY_TOKENS", 32)
 
 

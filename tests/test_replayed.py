@@ -12,7 +12,7 @@ import torch
 from helpers import DROPOUT, assert_same_tensors, build, gradients, tiny_config, tokens
 from torch import nn
 
-from hf_reformer.model import encoder, recompute, reversible
+from hf_reformer.model import encoder, recompute, reversible, tokenwise
 from hf_reformer.model.dropout import Dropout
 
 TOLERANCE = 1e-10
@@ -221,8 +221,8 @@ INSIDE += [
 @pytest.mark.parametrize("name", [f"encoder.layers.1.{part}" for part in INSIDE] + ["encoder.layer_norm", "embeddings"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_hook_sees_all_tokens_once_for_each_forward(name, training, monkeypatch):
-    for module in (recompute, encoder, reversible):
-        monkeypatch.setattr(module, "MANY_TOKENS" if module is recompute else "WORTH_REUSING", 8)
+    for module in (tokenwise, encoder, reversible):
+        monkeypatch.setattr(module, "MANY_TOKENS" if module is tokenwise else "WORTH_REUSING", 8)
     model, seen = pair(chunk_size_feed_forward=7)[0], []
     module = model.reformer.get_submodule(name)
     module.register_forward_hook(
@@ -310,7 +310,7 @@ class Mixing(nn.Module):
 @pytest.mark.parametrize("part", ["feed_forward.dense.dense", "feed_forward.output.dense", "attention.output.dense"])
 def test_a_module_that_mixes_tokens_is_given_all_of_them(part, monkeypatch):
     """Put in the place of a token-wise one: with small pieces the outputs and gradients are those of the whole."""
-    monkeypatch.setattr(recompute, "fitting_tokens", lambda *sizes: 16)
+    monkeypatch.setattr(tokenwise, "fitting_tokens", lambda *sizes: 16)
     monkeypatch.setattr("hf_reformer.model.layer.fitting_tokens", lambda *sizes: 16)
     results = []
     for model in pair(hidden_dropout_prob=0.0):  # masks are drawn piece by piece
@@ -396,7 +396,7 @@ def in_threads(*jobs):
 
 @pytest.mark.parametrize("hooked", [False, True])
 def test_two_threads_that_train_one_model_lose_nothing(hooked, monkeypatch):
-    monkeypatch.setattr(recompute, "fitting_tokens", lambda *sizes: 16)
+    monkeypatch.setattr(tokenwise, "fitting_tokens", lambda *sizes: 16)
     model = build(tiny_config(LAYERS, hash_seed=1)).train()
     if hooked:  # then backward works with stand-ins
         for p in model.parameters():
@@ -425,6 +425,43 @@ def test_a_second_derivative_of_reversible_layers_is_refused():
     loss = loss_of(model)
     with pytest.raises(RuntimeError, match="reversible=False"):
         torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_torch_func_gives_the_gradients_of_autograd(kept):
+    """Under its transforms everything is computed by ordinary operations, also in a model of reversible layers."""
+    model = build(tiny_config(LAYERS, reversible=kept, hash_seed=1)).eval()
+    ids = tokens(model.config, 2, LENGTH)
+    model(ids, labels=ids).loss.backward()
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, kwargs={"input_ids": ids, "labels": ids}).loss
+
+    found = torch.func.grad(loss)({n: p.detach() for n, p in model.named_parameters()})
+    assert_same_tensors(gradients(model), found, TOLERANCE)
+
+
+def test_second_derivatives_of_ordinary_layers():
+    """A penalty on the gradient: its own gradient is that of finite differences."""
+    model = build(tiny_config(["strict_local", "strict_lsh", "lsh"], reversible=False, hash_seed=1)).train()
+    ids = tokens(model.config, 1, 23)
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+    weight = layers_of(model)[1].feed_forward.dense.dense.weight
+
+    def penalty():
+        loss = model(inputs_embeds=embeds, labels=ids).loss
+        return torch.autograd.grad(loss, embeds, create_graph=True)[0].square().sum()
+
+    (found,) = torch.autograd.grad(penalty(), weight)
+    direction, step = torch.randn_like(weight), 1e-5
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight.add_(direction, alpha=sign * step)
+        ends.append(penalty().item())
+        with torch.no_grad():
+            weight.sub_(direction, alpha=sign * step)
+    assert float((found * direction).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
 
 
 def test_a_replica_of_data_parallel_is_refused():
@@ -467,11 +504,17 @@ def test_a_device_without_contexts_is_replayed(monkeypatch):
     assert state[0].item() == 2
 
 
-def test_shapes_of_a_training_step_without_data():
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_training_step_reads_no_number_off_its_device(kept):
+    """Tensors without data raise where somebody looks at a value, for which a GPU would have to be waited for. (The one look
+    at the check of all layers, at the end of backward, is left out for them.)"""
     model = pair()[0].to("meta")
+    model.reformer.encoder.reversible = kept
     ids = torch.zeros(2, LENGTH, dtype=torch.int64, device="meta")
-    model.reformer.encoder.reversible = False
-    assert model(ids, labels=ids).loss.shape == ()
+    loss = model(ids, labels=ids).loss
+    loss.backward()
+    assert loss.shape == ()
+    assert all(p.grad.shape == p.shape for p in model.parameters())
 
 
 def test_frozen_weights_that_must_not_be_detached():

@@ -13,8 +13,9 @@ from torch import nn
 from .configuration_reformer import PUBLISHED_LAYERS
 from .dropout import Dropout
 from .layer import Inference, ReformerLayer, StreamLayerNorm
-from .recompute import has_own_hooks, is_watched, tokenwise
+from .recompute import has_own_hooks, is_watched
 from .reversible import WORTH_REUSING, as_streams, places
+from .tokenwise import tokenwise
 from .tracing import tracing
 
 

@@ -13,8 +13,8 @@ from transformers.activations import ACT2FN
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
 from .configuration_reformer import LOCAL_LAYERS
 from .dropout import Dropout
-from .recompute import MANY_TOKENS, fitting_tokens, tokenwise
 from .reversible import add_half, widened
+from .tokenwise import MANY_TOKENS, fitting_tokens, tokenwise
 from .tracing import tracing
 
 

@@ -26,7 +26,8 @@ from .generation import ReformerGenerationMixin, check_cache
 from .inputs import as_ids, check_inputs, check_keywords, check_labels, check_logits_to_keep, check_position_ids
 from .layer import Context
 from .losses import mean_token_loss, next_token_labels, token_losses
-from .recompute import fitting_tokens, has_own_hooks, tokenwise
+from .recompute import has_own_hooks
+from .tokenwise import fitting_tokens, tokenwise
 from .tracing import tracing
 
 logger = logging.get_logger(__name__)
