@@ -95,7 +95,7 @@ class ReformerEncoder(nn.Module):
             return [None] * len(self.layers)  # as it stands in the layer, so that every module is called
         overwrite = large and not output_hidden_states
         ways = [Inference()] + [Inference(overwrite)] * (len(self.layers) - 1)
-        if not output_hidden_states and self._ends_early(hidden_states.shape[1], context, last):
+        if large and not output_hidden_states and self._ends_early(hidden_states.shape[1], context, last):
             ways[-1] = replace(ways[-1], last=last)
         return ways
 

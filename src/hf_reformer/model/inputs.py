@@ -14,6 +14,7 @@ from .losses import IGNORED
 
 # what transformers, its pipelines, collators and peft hand to every model, whether or not it can use them
 PASSED_ALONG = {
+    "assistant_tokenizer",
     "cache_position",
     "is_causal",
     "logits_to_keep",
@@ -25,6 +26,7 @@ PASSED_ALONG = {
     "return_dict",
     "shift_labels",
     "token_type_ids",
+    "tokenizer",  # `generate` with `stop_strings`
     "use_cache",
 }
 

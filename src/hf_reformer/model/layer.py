@@ -171,7 +171,7 @@ class ReformerFeedForward(nn.Module):
 
     def forward(self, hidden_states):
         modules = (self.layer_norm, self.dense, self.output)
-        step = self.chunk_length(len(hidden_states))
+        step = self.chunk_length(hidden_states.shape[0])
         if self.chunk_size == 0 and torch.is_grad_enabled():
             step = hidden_states.shape[1]
         return tokenwise(_feed_forward, modules, hidden_states, step=step)

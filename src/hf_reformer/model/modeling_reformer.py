@@ -27,7 +27,7 @@ from .inputs import as_ids, check_inputs, check_keywords, check_labels, check_lo
 from .layer import Context
 from .losses import mean_token_loss, next_token_labels, token_losses
 from .recompute import has_own_hooks
-from .tokenwise import fitting_tokens, tokenwise
+from .tokenwise import tokenwise
 from .tracing import tracing
 
 logger = logging.get_logger(__name__)
@@ -330,8 +330,7 @@ class _LanguageModel(ReformerPreTrainedModel):
         inputs, head, modules = read
         chunk = self.config.chunk_size_lm_head
         numbers = max(2 * self.config.hidden_size, self.config.vocab_size)
-        numbers = min(numbers, fitting_tokens(inputs[0], 1, len(inputs[0])) // LEAST_TOKENS)
-        size = {"step": chunk} if chunk else {"numbers": numbers}
+        size = {"step": chunk} if chunk else {"numbers": numbers, "least": LEAST_TOKENS}
         if labels is None:
             return None, tokenwise(head, modules, *inputs, **size)
         labels = labels.to(inputs[0].device)

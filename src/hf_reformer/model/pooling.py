@@ -24,7 +24,7 @@ def pool(hidden_states, attention_mask=None, pooling="mean"):
         shape = getattr(attention_mask, "shape", type(attention_mask).__name__)
         raise ValueError(f"`attention_mask` is {shape}, but must be a tensor of {tuple(hidden_states.shape[:2])}.")
     real = attention_mask.to(hidden_states.device, torch.int64)
-    rows = torch.arange(len(real), device=hidden_states.device)
+    rows = torch.arange(real.shape[0], device=hidden_states.device)
     if pooling == "first":
         return hidden_states[rows, real.argmax(1)]
     if pooling == "last":

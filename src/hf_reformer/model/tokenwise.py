@@ -51,7 +51,7 @@ def pieces_of(modules, step, length):
     return parts(length, step if all(map(is_tokenwise, modules)) else length)
 
 
-def tokenwise(function, modules, *inputs, numbers=None, step=None, halo=0):
+def tokenwise(function, modules, *inputs, numbers=None, least=1, step=None, halo=0):
     """function(*modules, *inputs), some tokens at a time.
 
     Args:
@@ -59,17 +59,19 @@ def tokenwise(function, modules, *inputs, numbers=None, step=None, halo=0):
             token, or with nothing but the `halo` tokens before a token.
         modules: whose parameters it uses.
         numbers: for each token, of its largest tensor: then as many tokens as fit into the cache are worked on at a time,
-            and what backward needs is kept while the tokens are few (`MANY_TOKENS`), which is faster.
+            (and at `least` so many), and what backward needs is kept while the tokens are few (`MANY_TOKENS`), which is faster.
         step: tokens at a time, instead: nothing is kept.
         halo: tokens before each piece that the function is given too; what it says of them is thrown away.
 
     One call with all tokens where a graph is made by somebody else, where one step holds them, and where one of the
     modules is hooked or not known to treat every token alike.
     """
+    if tracing():
+        return function(*modules, *inputs)
     batch, length = inputs[0].shape[:2]
     keep = step is None and batch * length <= MANY_TOKENS
-    step = step or fitting_tokens(inputs[0], numbers, batch)
-    slices = [slice(0, length)] if tracing() else pieces_of(modules, step, length)
+    step = step or max(least, fitting_tokens(inputs[0], numbers, batch))
+    slices = pieces_of(modules, step, length)
     if len(slices) == 1:
         return function(*modules, *inputs)
     if not torch.is_grad_enabled():
