@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_reformer import ReformerCache
-from hf_reformer.model import configuration_reformer
-from hf_reformer.model.attention import ATTENTION_CLASSES, StrictLocalSelfAttention, StrictLSHSelfAttention
+from hf_reformer.model import configuration_checks
+from hf_reformer.model.attention import (
+    ATTENTION_CLASSES,
+    StrictLocalSelfAttention,
+    StrictLSHSelfAttention,
+    add_layer_type,
+)
 from hf_reformer.model.attention_rule import FAR, Rule
 
 CHUNKED = ["local", "lsh", "strict_local", "strict_lsh"]
@@ -87,11 +92,13 @@ NEW = {"dilated": DilatedLocal, "without_itself": LocalWithoutItself, "dilated_l
 
 
 @pytest.fixture
-def new_types(monkeypatch):
+def new_types():
     for name, kind in NEW.items():
-        monkeypatch.setitem(ATTENTION_CLASSES, name, kind)
-    names = (*configuration_reformer.ATTN_LAYERS, *NEW)
-    monkeypatch.setattr(configuration_reformer, "ATTN_LAYERS", names)
+        add_layer_type(name, kind)
+    yield
+    for name in NEW:
+        del ATTENTION_CLASSES[name]
+        configuration_checks.ATTN_LAYERS.remove(name)
 
 
 def by_hand(module, vectors, rotations, causal):

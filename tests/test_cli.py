@@ -252,11 +252,14 @@ def test_a_number_of_threads_that_is_none_is_refused(text):
 
 
 def test_a_setting_of_the_environment_keeps_its_threads():
-    code = "import hf_reformer_cli, torch; hf_reformer_cli.main(['evaluate', '/']); print(torch.get_num_threads())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "3"}
+    code = (
+        "import hf_reformer_cli, hf_reformer.cli.threads as threads; threads.use = lambda number: print(number); "
+        "hf_reformer_cli.main(['evaluate', '/'])"
     )
-    assert done.stdout == "3\n"
+    without = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    for environment, chosen in ((without | {"OMP_NUM_THREADS": "3"}, False), (without, True)):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert bool(done.stdout) == chosen, done.stderr
 
 
 @pytest.fixture

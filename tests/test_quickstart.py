@@ -199,12 +199,12 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(corpus, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "0"], "training.max_steps is 0, but must be a whole number of at least 1"),
-        (["--context", "1"], "data.context is 1, but must be at least 2"),
-        (["--seed", "-1"], "training.seed is -1, but must be a whole number from 0 to"),
-        (["--seed", "100000000000000"], "training.seed is 100000000000000, but must be a whole number from 0 to"),
+        (["--steps", "0"], "training.max_steps is 0, but must be greater than or equal to 1"),
+        (["--context", "1"], "data.context is 1, but must be greater than or equal to 2"),
+        (["--seed", "-1"], "training.seed is -1, but must be greater than or equal to 0"),
+        (["--seed", "100000000000000"], "training.seed is 100000000000000, but must be less than 4294967296"),
         (["--learning-rate", "0"], "training.learning_rate is 0.0, but must be a number above 0"),
-        (["--learning-rate", "nan"], "training.learning_rate is nan, but must be a number above 0"),
+        (["--learning-rate", "nan"], "training.learning_rate is .?nan.?, but must be"),
         (["--device", "abacus"], "device is 'abacus', .* allowed here are auto, cpu"),
         (["--data", "/no/such/path"], "data path '/no/such/path' does not exist"),
         (["--resume"], "holds no run to resume"),
@@ -213,7 +213,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(corpus, tmp_pat
 def test_bad_input_is_one_line_and_exit_code_2(corpus, tmp_path, tiny, capsys, options, message):
     assert cli.main(quickstart_args(corpus, tmp_path / "output", *options)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(message, error), error
+    assert re.search(message, error, re.IGNORECASE), error
     assert not (tmp_path / "output").exists()
 
 

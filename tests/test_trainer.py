@@ -150,8 +150,13 @@ def test_rows_padded_together_have_the_mean_loss_of_rows_alone(head):
     assert together == pytest.approx(sum(alone) / BATCH, rel=TOLERANCE)
 
 
-def test_an_answer_in_the_padding_is_refused():
+def test_an_answer_in_the_padding_makes_padding_a_candidate_in_its_row():
+    """As in transformers, where it always is one; the loss is finite, and that of the other rows does not change."""
     rows = rows_of("answers", BATCH)
+    whole = padded(rows)
+    model = model_of("answers")
+    expected = model(**{name: x[:2] for name, x in whole.items()}).loss
     rows[2]["end_positions"] = 20
-    with pytest.raises(ValueError, match="`end_positions` is 20 in row 2, which is padding"):
-        model_of("answers")(**padded(rows))
+    moved = padded(rows)
+    assert torch.isfinite(model(**moved).loss)
+    torch.testing.assert_close(model(**{name: x[:2] for name, x in moved.items()}).loss, expected)

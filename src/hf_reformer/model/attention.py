@@ -18,6 +18,7 @@ from .attention_full import full_attention
 from .attention_layout import Layout, Rings, Windows
 from .attention_rule import FAR, Rule
 from .attention_traced import traced_attention
+from .configuration_checks import ATTN_LAYERS
 from .hashing import compute_buckets, hash_rotations
 from .sorting import bucket_bounds, sort_by_bucket
 from .tracing import tracing
@@ -258,6 +259,14 @@ ATTENTION_CLASSES = {
     "full": FullSelfAttention,
     "full_shared_qk": FullSharedQKSelfAttention,
 }
+
+
+def add_layer_type(name, attention_class):
+    """A further entry for `config.attn_layers`: a `ReformerSelfAttention`, most simply one of the above with another `rule`,
+    which then has forward, backward, cache and export."""
+    ATTENTION_CLASSES[name] = attention_class
+    if name not in ATTN_LAYERS:
+        ATTN_LAYERS.append(name)
 
 
 def _pad(x_BLHD, length):

@@ -18,7 +18,7 @@ LOCAL_LAYERS = ("local", "strict_local")
 PUBLISHED_LAYERS = ("local", "lsh")
 STRICT_LAYERS = ("strict_local", "strict_lsh")
 SHARED_QK_LAYERS = ("lsh", "strict_lsh", "full_shared_qk")
-ATTN_LAYERS = ("local", "lsh", "strict_local", "strict_lsh", "full", "full_shared_qk")
+ATTN_LAYERS = ["local", "lsh", "strict_local", "strict_lsh", "full", "full_shared_qk"]  # see `attention.add_layer_type`
 
 POOLINGS = ("first", "last", "mean")
 EMBEDDING_STARTS = ("balanced", "sinusoidal", "published")
