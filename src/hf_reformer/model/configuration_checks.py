@@ -84,6 +84,8 @@ def check_fields(config):
 def check_model(config):
     """What no model can be built from."""
     check_fields(config)
+    if config.is_heterogeneous:
+        reject("per_layer_config", "given", "left out: layers differ by `attn_layers` alone")
     if not config.axial_pos_embds:
         return
     shape, dims = config.axial_pos_shape, config.axial_pos_embds_dim

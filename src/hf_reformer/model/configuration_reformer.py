@@ -129,6 +129,10 @@ class ReformerConfig(PreTrainedConfig):
     embedding_init: str | None = None
     pooling: str | None = None
 
+    # transformers looks at each access for other names and for fields of single layers, of which there are none here: fields are
+    # read at every call, a hundred times for a token, and this took a tenth of its time
+    __getattribute__ = object.__getattribute__
+
     def __post_init__(self, _from_file=False, **kwargs):
         self._read_old_names(kwargs)
         if isinstance(self.attn_layers, str) or not isinstance(self.attn_layers, (list, tuple)):

@@ -106,10 +106,11 @@ class ReformerAttention(nn.Module):
         what is read before them, so that this costs a fourth at most.
         """
         attention = self.self_attention
-        local = attention.layer_type in LOCAL_LAYERS and attention.config.is_decoder and attention.after == 0
         batch, length, hidden = hidden_states.shape
         asked = context.real_tokens is not None or context.output_attentions or context.cache is not None
-        if not local or asked or batch * length <= MANY_TOKENS or tracing():
+        if asked or tracing() or batch * length <= MANY_TOKENS:
+            return 0
+        if not (attention.layer_type in LOCAL_LAYERS and attention.config.is_decoder and attention.after == 0):
             return 0
         fitting = fitting_tokens(hidden_states, hidden, batch) // attention.chunk_length
         return max(1, fitting - attention.before, 4 * attention.before) * attention.chunk_length
