@@ -95,6 +95,7 @@ class ChunkedAttention(torch.autograd.Function):
 
 
 def _forward(q, k, v, layout, dropout_mask, kernel):
+    """All blocks, round by round: the merged output, z^r and Z."""
     working = torch.promote_types(v.dtype, torch.float32)
     out = v.new_empty(v.shape, dtype=working)
     lse = v.new_empty((v.shape[0], 1), dtype=working)
@@ -127,6 +128,7 @@ def _weight(layout, x):
 
 
 def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, kernel):
+    """The same blocks again: gradients of queries, keys and values."""
     grad_out, windows = grad_out.to(out.dtype), layout.windows
     weights = (lse_rounds - lse).exp_().masked_fill_(lse < ALONE, 0)
     grad_q, grad_k, grad_v = torch.zeros_like(out), None if k is None else torch.zeros_like(out), torch.zeros_like(out)

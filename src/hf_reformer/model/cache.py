@@ -164,6 +164,7 @@ def leaves_cache_on_failure(forward):
 
     @wraps(forward)
     def with_way_back(*args, **kwargs):
+        """A failure leaves the cache as it was."""
         caches = [x for x in (*args, *kwargs.values()) if type(x).__name__ == "ReformerCache"]
         if not caches:
             return forward(*args, **kwargs)

@@ -32,6 +32,7 @@ def token_losses(function, with_logits):
     that gives the loss of each token (B, L), 0 where it is ignored, and the logits or None."""
 
     def losses(*arguments):
+        """Logits, and the loss of each token."""
         *arguments, labels = arguments
         logits = function(*arguments)
         raised = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -231,6 +231,7 @@ def reversible_layer(place, attention, feed_forward, x1, x2, context):
 class _ReversibleLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, attention, feed_forward, x1, x2, *parameters):
+        """y1 = x1 + F(x2), y2 = x2 + G(y1), without a graph."""
         place = call.place
         half = _autocast(x2) or any(p.dtype != x2.dtype for p in parameters)
         ctx.call, ctx.check = call, Check(place.name, x1, x2, half)
@@ -248,6 +249,7 @@ class _ReversibleLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y1, grad_y2):
+        """x2 = y2 - G(y1), x1 = y1 - F(x2), each half with its gradient."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "Reversible layers have no second derivative (`create_graph=True`): set `reversible=False` in the configuration."
