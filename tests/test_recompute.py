@@ -222,6 +222,21 @@ def test_gradients_that_a_hook_keeps_are_not_written_over(monkeypatch):
         assert torch.equal(grad, copy)
 
 
+def test_pieces_of_large_batches_hold_some_tokens_all_the_same():
+    assert tokenwise_module.fitting_tokens(torch.empty(1), 4096, 128) == 16
+    assert tokenwise_module.fitting_tokens(torch.empty(1), 256, 1) == 2048
+
+
+def test_streams_are_handed_down_to_the_device_of_the_layer_below():
+    """Layers may lie on several devices; a device without memory stands for another one here."""
+    handover = reversible.Handover()
+    handover.put(torch.ones(2), torch.ones(3), None, ())
+    x1, x2, *_ = handover.take(torch.device("meta"))
+    assert (x1.device.type, x2.device.type) == ("meta", "meta")
+    with pytest.raises(RuntimeError, match="before that of the layer above"):
+        handover.take(torch.device("cpu"))
+
+
 def make_many(monkeypatch):
     """From here on, 32 tokens count as many."""
     for module in (layer, tokenwise_module):
