@@ -198,6 +198,202 @@ def test_a_buffer_that_forward_changes_is_changed_once():
     compare(run)
 
 
+def test_the_scale_of_an_adapter_is_that_of_the_forward():
+    """With `lora_B` still 0, as at the first step, no output tells the difference."""
+    results = []
+    for model in pair():
+        torch.manual_seed(3)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear")).double().train()
+        adapters = [module for module in adapted.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        for adapter in adapters:
+            adapter.scale_layer(0.25)
+        loss = loss_of(adapted)
+        for adapter in adapters:
+            adapter.unscale_layer()
+        loss.backward()
+        results.append({name: grad for name, grad in gradients(adapted).items() if "lora_B" in name})
+    assert_same_tensors(*results, TOLERANCE)
+
+
+def test_a_hook_that_comes_after_the_forward_is_not_called_in_backward():
+    calls = []
+
+    def run(model):
+        loss = loss_of(model)
+        layers_of(model)[1].feed_forward.dense.register_forward_hook(lambda module, inputs, output: calls.append(1))
+        loss.backward()
+
+    compare(run)
+    assert calls == []
+
+
+class Shifted(nn.Module):
+    """Adds a learned vector for each position: for a batch of one, autograd gives one tensor as both gradients."""
+
+    def __init__(self, inner, length, size):
+        super().__init__()
+        self.inner = inner
+        torch.manual_seed(8)
+        self.shift = nn.Parameter(0.1 * torch.randn(1, length, size, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.inner(x + self.shift)
+
+
+def test_gradients_that_autograd_gives_as_one_tensor_are_not_written_over():
+    def run(model):
+        attention = layers_of(model)[1].attention
+        attention.layer_norm = Shifted(attention.layer_norm, LENGTH, model.config.hidden_size)
+        ids = tokens(model.config, 1, LENGTH)
+        torch.manual_seed(11)
+        model(ids, labels=ids).loss.backward()
+
+    compare(run)
+
+
+def test_a_hook_on_a_parameter_that_comes_after_the_forward(monkeypatch):
+    """Also on the head, whose pieces keep their graphs."""
+    monkeypatch.setattr(tokenwise, "fitting_tokens", lambda *sizes: 16)
+    monkeypatch.setattr("hf_reformer.model.modeling_reformer.LEAST_TOKENS", 1)
+
+    def run(model):
+        loss = loss_of(model)
+        for module in (model.lm_head.decoder, layers_of(model)[1].feed_forward.dense.dense):
+            module.weight.register_hook(lambda grad: 2 * grad)
+        loss.backward()
+
+    compare(run, hidden_dropout_prob=0.0)
+
+
+class Stopped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.detach())
+
+
+def test_a_gradient_that_is_stopped_before_attention():
+    def run(model):
+        attention = layers_of(model)[1].attention
+        attention.layer_norm = Stopped(attention.layer_norm)
+        loss_of(model).backward()
+
+    compare(run)
+
+
+def test_a_half_without_a_norm():
+    def run(model):
+        layers_of(model)[1].feed_forward.layer_norm = nn.Identity()
+        loss_of(model).backward()
+
+    compare(run)
+
+
+@pytest.mark.parametrize("part", ["attention", "feed_forward"])
+def test_a_forward_that_somebody_has_overridden_counts(part):
+    def run(model):
+        half = layers_of(model)[1].get_submodule(part)
+        forward = half.forward
+
+        def halved(*arguments, **keywords):
+            output = forward(*arguments, **keywords)
+            return 0.5 * output if torch.is_tensor(output) else output._replace(hidden_states=0.5 * output[0])
+
+        half.forward = halved
+        loss = loss_of(model)
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    compare(run)
+
+
+class Wrapped(nn.Module):
+    """A layer within another module, which keeps what it gave."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *arguments):
+        output = self.inner(*arguments)
+        self.seen = output[1]
+        return output
+
+
+@pytest.mark.parametrize("index", range(len(LAYERS)))
+def test_a_layer_in_a_wrapper(index, monkeypatch):
+    for module in (encoder, reversible):
+        monkeypatch.setattr(module, "WORTH_REUSING", 1)
+
+    def run(model):
+        layers_of(model)[index] = Wrapped(layers_of(model)[index])
+        loss = loss_of(model)
+        (loss + layers_of(model)[index].seen.square().mean()).backward()
+
+    compare(run)
+
+
+def test_a_gradient_that_the_caller_gives_is_not_written_over(monkeypatch):
+    for module in (encoder, reversible):
+        monkeypatch.setattr(module, "WORTH_REUSING", 1)
+    model = pair(hidden_dropout_prob=0.0)[0]
+    model.reformer.encoder.layer_norm = nn.Identity()
+    hidden = model.reformer(tokens(model.config, 2, LENGTH)).last_hidden_state
+    given = torch.ones_like(hidden)
+    hidden.backward(given)
+    assert torch.equal(given, torch.ones_like(hidden))
+
+
+@pytest.mark.parametrize("kind", ["closure", "attribute", "buffer"])
+def test_a_tensor_that_is_no_parameter_but_takes_a_gradient_is_refused(kind):
+    model = pair()[0]
+    dense = layers_of(model)[1].feed_forward.dense.dense
+    outside = (0.1 * torch.ones_like(dense.weight)).requires_grad_()
+    if kind == "closure":
+        forward = dense.forward
+        dense.forward = lambda x: forward(x) + x @ outside.T
+    elif kind == "attribute":
+        weight = dense.weight.detach()
+        del dense.weight
+        dense.weight = weight * outside
+    else:
+        dense.register_buffer("outside", outside)
+        dense.forward = lambda x: nn.functional.linear(x, dense.weight + dense.outside, dense.bias)
+    with pytest.raises(RuntimeError, match="none of its parameters"):
+        loss_of(model).backward()
+
+
+class Stashing(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        output = self.inner(x)
+        self.balance = output.square().mean()
+        return output
+
+
+def test_a_loss_that_a_module_keeps_for_later_is_refused():
+    model = pair()[0]
+    half = layers_of(model)[1].feed_forward.dense
+    half.dense = Stashing(half.dense)
+    with pytest.raises(RuntimeError, match="keeps the tensor `balance`"):
+        loss_of(model)
+
+
+def test_one_huge_feature_hides_no_difference():
+    model = pair()[0].float()
+    with torch.no_grad():
+        layers_of(model)[0].feed_forward.output.dense.bias[0] = 1e5
+    dense = layers_of(model)[2].feed_forward.dense
+    dense.dense = OwnSource(dense.dense)
+    with pytest.raises(RuntimeError, match="reversible=False"):
+        loss_of(model).backward()
+
+
 def test_rounding_of_many_layers_is_no_difference():
     for dtype, autocast in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
         model = pair(attn_layers=LAYERS * 12, initializer_range=0.3)[0].to(dtype)

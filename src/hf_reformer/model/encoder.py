@@ -12,7 +12,7 @@ from torch import nn
 
 from .configuration_reformer import PUBLISHED_LAYERS
 from .dropout import Dropout
-from .layer import Inference, ReformerLayer, StreamLayerNorm
+from .layer import Inference, ReformerLayer, StreamLayerNorm, is_as_built
 from .recompute import has_own_hooks, is_watched
 from .reversible import WORTH_REUSING, as_streams, places
 from .tokenwise import tokenwise
@@ -82,7 +82,9 @@ class ReformerEncoder(nn.Module):
         ways = [None] * len(self.layers)
         if self.reversible:
             hidden_states = as_streams(hidden_states, reversible=True)
-            ways = places(self.layers, hidden_states, output_hidden_states)
+            as_built = [is_as_built(layer) for layer in self.layers]
+            handed_out = output_hidden_states or type(self.layer_norm) is not StreamLayerNorm
+            ways = places(self.layers, as_built, hidden_states, output_hidden_states, handed_out)
         elif self.gradient_checkpointing and self.training:
             ways = [Checkpointed(self._gradient_checkpointing_func)] * len(self.layers)
         return self._run(hidden_states, context, ways, output_hidden_states, last)
@@ -91,7 +93,8 @@ class ReformerEncoder(nn.Module):
         """Without gradients, in the streams' own memory where nobody looks; into a cache, the last layer works on the last
         tokens alone."""
         large = hidden_states.numel() >= WORTH_REUSING
-        if any(has_own_hooks(layer.attention) for layer in self.layers) or (large and is_watched(self)):
+        as_built = all(is_as_built(layer) and not has_own_hooks(layer.attention) for layer in self.layers)
+        if not as_built or (large and is_watched(self)):
             return [None] * len(self.layers)  # as it stands in the layer, so that every module is called
         overwrite = large and not output_hidden_states
         ways = [Inference()] + [Inference(overwrite)] * (len(self.layers) - 1)

@@ -166,13 +166,13 @@ class ReformerFeedForward(nn.Module):
         self.dense = ReformerFeedForwardDense(config)
         self.output = ReformerFeedForwardOutput(config)
 
-    def chunk_length(self, batch_size):
-        """Tokens of each sequence that are worked on at a time."""
-        return self.chunk_size or fitting_tokens(self.layer_norm.weight, self.inner_size, batch_size)
+    def chunk_length(self, hidden_states):
+        """Tokens of each sequence (B, L, hidden) that are worked on at a time."""
+        return self.chunk_size or fitting_tokens(hidden_states, self.inner_size, hidden_states.shape[0])
 
     def forward(self, hidden_states):
         modules = (self.layer_norm, self.dense, self.output)
-        step = self.chunk_length(hidden_states.shape[0])
+        step = self.chunk_length(hidden_states)
         if self.chunk_size == 0 and torch.is_grad_enabled():
             step = hidden_states.shape[1]
         return tokenwise(_feed_forward, modules, hidden_states, step=step)
@@ -205,6 +205,21 @@ class ReformerLayer(nn.Module):
         return y1, x2 + self.feed_forward(y1), attended.attentions
 
 
+def is_as_built(layer):
+    """Whether a layer and its halves compute as they do here, so that their parts may be called in other ways: neither the
+    layer nor a half is replaced, wrapped or overridden. (FSDP2 makes a subclass, accelerate wraps `forward`.)"""
+    if not isinstance(layer, ReformerLayer):
+        return False
+    kinds = ((layer, ReformerLayer), (layer.attention, ReformerAttention), (layer.feed_forward, ReformerFeedForward))
+    names = ("forward", "compute", "core")
+    return all(
+        isinstance(part, kind)
+        and all(getattr(type(part), name, None) is getattr(kind, name, None) for name in names)
+        and ("forward" not in part.__dict__ or hasattr(part, "_hf_hook"))
+        for part, kind in kinds
+    )
+
+
 @dataclass(frozen=True)
 class Inference:
     """A layer without gradients: halves in pieces that stay in cache, added in the streams' own memory.
@@ -218,7 +233,7 @@ class Inference:
     last: int = 0
 
     def run(self, layer, x1, x2, context):
-        step = layer.feed_forward.chunk_length(len(x2))
+        step = layer.feed_forward.chunk_length(x2)
         core = layer.attention.core(x2, context, last=self.last)
         x1, x2 = (x[:, -self.last :] for x in (x1, x2))
         y1 = add_half(layer.attention.output, core.hidden_states, x1, step, x1 if self.overwrite else None)

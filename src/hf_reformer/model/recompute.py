@@ -7,6 +7,7 @@ between (`eval()`, `set_adapter`, a caller's `functional_call`) changes a gradie
 that other threads may use.
 """
 
+from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
+_CONTAINERS = (dict, OrderedDict, list, set)
 SMALL_BUFFER = 2**16  # numbers: buffers up to this size are copied into a snapshot, since forward may change them
 
 # --- the modules as they are now --------------------------------------------------------------------------------------
@@ -29,7 +31,7 @@ class Snapshot:
     """
 
     def __init__(self, *modules):
-        self._copies = {}
+        self._copies, self._originals = {}, []
         self.modules = tuple(self._copy(module) for module in modules)
         found = (p for copy in self._copies.values() for p in copy._parameters.values() if p is not None)
         self.parameters = list({id(p): p for p in found}.values())
@@ -39,18 +41,22 @@ class Snapshot:
             return self._copies[id(module)]
         copy = object.__new__(type(module))
         self._copies[id(module)] = copy
-        state = {name: _rebound(value, module, copy) for name, value in module.__dict__.items()}
+        self._originals.append(module)
+        state = {name: _own(value, module, copy) for name, value in module.__dict__.items()}
+        state["_compiled_call_impl"] = None  # it is bound to the original
         state["_parameters"] = dict(module._parameters)
         state["_buffers"] = {name: _own_buffer(b) for name, b in module._buffers.items()}
         state["_modules"] = {n: None if m is None else self._copy(m) for n, m in module._modules.items()}
         copy.__dict__.update(state)
         return copy
 
-    def leaves(self, needed):
+    def leaves(self, needed, own=True):
         """The parameters to differentiate for, where `needed` says which take a gradient: the modules' own, but where
-        something would happen to these on the way (hooks, a graph that they come from), stand-ins that share memory."""
+        something would happen to these on the way (hooks, a graph that they come from), stand-ins that share memory.
+        Not `own`: stand-ins for all that take one, since something may still happen to the modules' own."""
         pairs = zip(self.parameters, needed, strict=True)
-        return self.use([p if _is_plain(p, need) else p.detach().requires_grad_(need) for p, need in pairs])
+        plain = [(p, need, _is_plain(p, need) and (own or not need)) for p, need in pairs]
+        return self.use([p if kept else p.detach().requires_grad_(need) for p, need, kept in plain])
 
     def use(self, parameters):
         """Puts these, which share the memory of `self.parameters`, into the copies; returns them."""
@@ -61,18 +67,43 @@ class Snapshot:
             self.parameters = parameters
         return parameters
 
+    def check_nothing_is_stashed(self):
+        """Raises where a module of somebody else's has set a tensor on itself since: without gradients, which a loss on it
+        would miss."""
+        for module, copy in zip(self._originals, self._copies.values(), strict=True):
+            if type(module).__module__.split(".")[0] in _LIBRARIES or is_ours(module):
+                continue
+            for name, value in module.__dict__.items():
+                new = torch.is_tensor(value) and value.is_floating_point() and copy.__dict__.get(name) is not value
+                if new and name in module.__dict__:
+                    raise RuntimeError(
+                        f"`{type(module).__name__}` inside a reversible layer keeps the tensor `{name}`, to which no gradient "
+                        "would flow. Collect it with a forward hook (such a layer keeps its graph), or set `reversible=False`."
+                    )
+
+
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "torchao", "accelerate")
+
+
+def is_ours(module):
+    """Whether the module is of this package, wherever that lies (its code may travel with a checkpoint)."""
+    return type(module).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+
 
 def _is_plain(parameter, needed):
     return parameter.is_leaf and parameter.requires_grad == needed and not parameter._backward_hooks
 
 
 def _own_buffer(buffer):
-    small = buffer is not None and buffer.numel() <= SMALL_BUFFER
+    small = buffer is not None and buffer.numel() <= SMALL_BUFFER and not buffer.requires_grad
     return buffer.detach().clone() if small else buffer
 
 
-def _rebound(value, module, copy):
-    """A function of the module that somebody stored on it (as accelerate's hooks do with `forward`), of the copy."""
+def _own(value, module, copy):
+    """What stands on the module, for the copy: containers (hooks, adapters' scales) as they are now, and functions of the
+    module that somebody stored on it (as accelerate's hooks do with `forward`) as functions of the copy."""
+    if type(value) in _CONTAINERS:
+        return type(value)(value)
     if type(value) is MethodType and value.__self__ is module:
         return MethodType(value.__func__, copy)
     if type(value) is partial and any(x is module for x in value.args):
@@ -161,13 +192,34 @@ class Replay:
             self._set(now)
 
 
-def vjp(function, inputs, needed):
-    """function(*inputs), detached, and its `Pullback`; `needed`: which inputs take a gradient."""
+def vjp(function, inputs, needed, parameters=None):
+    """function(*inputs), detached, and its `Pullback`; `needed`: which inputs take a gradient. `parameters`: all tensors
+    besides that a gradient may flow to; that there are no others is looked at, where they are given."""
     leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
     with torch.enable_grad():
         outputs = as_tuple(function(*leaves))
         pull = Pullback([x for x in outputs if x is not None], leaves)
+    if parameters is not None:
+        _check_leaves(outputs, [*leaves, *parameters])
     return tuple(None if x is None else x.detach() for x in outputs), pull
+
+
+def _check_leaves(outputs, known):
+    """Raises where a gradient would flow to a tensor that is not known, and be lost."""
+    known = {id(x) for x in known}
+    pending, seen = [x.grad_fn for x in outputs if x is not None and x.grad_fn is not None], set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise RuntimeError(
+                f"A module inside a reversible layer computes with a tensor of shape {tuple(leaf.shape)} that takes a gradient "
+                "and is none of its parameters: the gradient would be lost. Make it a parameter, or set `reversible=False`."
+            )
+        pending.extend(upper for upper, _ in node.next_functions if upper is not None)
 
 
 class Pullback:
@@ -205,7 +257,8 @@ class Totals:
             if grad is not None:
                 total = self.sums.get(id(leaf))
                 wide = torch.promote_types(grad.dtype, torch.float32)
-                self.sums[id(leaf)] = grad.to(wide) if total is None else total.add_(grad)
+                # a copy: autograd may give the same tensor as a gradient of two
+                self.sums[id(leaf)] = grad.to(wide, copy=True) if total is None else total.add_(grad)
 
     def result(self):
         sums = (self.sums.get(id(leaf)) for leaf in self.leaves)

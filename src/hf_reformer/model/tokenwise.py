@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2CLS
 
-from .recompute import Replay, Snapshot, Totals, as_tuple, is_watched, vjp
+from .recompute import Replay, Snapshot, Totals, as_tuple, is_ours, is_watched, vjp
 from .tracing import tracing
 
 MANY_TOKENS = 2**16  # in a batch; beyond, memory counts for more than time
@@ -25,9 +25,8 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "torchao")  # whose subcl
 def is_tokenwise(module):
     """Whether a module surely treats every token alike: the kinds that this package, PyTorch, peft and the libraries of
     quantised weights have for that. What somebody else has put into a layer is given all tokens at once."""
-    path = type(module).__module__
-    package = path.split(".")[0]
-    ours = path.rpartition(".")[0] == __name__.rpartition(".")[0] and getattr(module, "tokenwise", False)
+    package = type(module).__module__.split(".")[0]
+    ours = is_ours(module) and getattr(module, "tokenwise", False)
     theirs = package == "peft" or (package in _LIBRARIES and isinstance(module, _TOKENWISE))
     return (ours or theirs) and all(is_tokenwise(child) for child in module.children())
 
@@ -138,7 +137,8 @@ class _Call:
     exists: tuple = ()  # which outputs are not None
 
     def vjp(self, inputs, needed, part):
-        return vjp(self.pieces.of(part), self.pieces.cut(inputs, part), needed)
+        known = self.snapshot.parameters if part.start == 0 else None  # pieces are alike
+        return vjp(self.pieces.of(part), self.pieces.cut(inputs, part), needed, known)
 
 
 class _Tokenwise(torch.autograd.Function):
@@ -148,8 +148,8 @@ class _Tokenwise(torch.autograd.Function):
         ctx.call, ctx.replay, ctx.pulls = call, Replay(tensors[0]), []
         ctx.save_for_backward(*tensors)
         inputs, needed = tensors[: call.inputs], ctx.needs_input_grad[1:]
-        if call.keep:
-            call.snapshot.leaves(needed[call.inputs :])
+        if call.keep:  # what is kept must not depend on what happens to the parameters later
+            call.snapshot.leaves(needed[call.inputs :], own=False)
 
         def kept(part):
             outputs, pull = call.vjp(inputs, needed[: call.inputs], part)
@@ -166,7 +166,7 @@ class _Tokenwise(torch.autograd.Function):
         inputs, needed = ctx.saved_tensors[: call.inputs], ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # a derivative of this derivative may follow
             return None, *_differentiable(ctx, inputs, needed, grad_outputs)
-        leaves = call.snapshot.leaves(needed[call.inputs :])
+        leaves = call.snapshot.parameters if ctx.pulls else call.snapshot.leaves(needed[call.inputs :])
         pulls, ctx.pulls = ctx.pulls, []  # a second backward, if there is one, computes again
         if pulls:
             return None, *_gradients(call, inputs, needed, leaves, grad_outputs, lambda part: pulls.pop(0))
