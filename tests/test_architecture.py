@@ -30,7 +30,7 @@ def nodes_of(architecture, way):
 
 def test_the_way_in_leads_from_the_model_to_the_embedding_a_block_of_attention_and_the_loss(architecture, ways):
     nodes = nodes_of(architecture, ways[0])
-    assert nodes[0].frame.name == "ReformerModelWithLMHead.forward"
+    assert "ReformerModelWithLMHead.forward" in [node.frame.name for node in nodes[:2]]  # behind the cache's way back
     assert [node.operation for node in nodes if node.operation] == [
         "aten.embedding",
         "aten._softmax",

@@ -183,7 +183,7 @@ def test_a_stopped_run_keeps_its_last_checkpoint_beside_the_best(run, tmp_path):
         "eval_strategy": "steps", "eval_steps": SAVE_EVERY, "load_best_model_at_end": True, "metric_for_best_model": "loss",
     }  # fmt: skip
     folder = tmp_path / "run"
-    run(interruption_worker.train, folder, "module call", 3500, signal.SIGTERM, **settings)
+    run(interruption_worker.train, folder, "module call", 3720, signal.SIGTERM, **settings)
     step = int((folder / "steps.txt").read_text().split()[0])
     assert step % SAVE_EVERY != 0
     state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())

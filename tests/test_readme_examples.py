@@ -49,7 +49,7 @@ def test_masked_language_model(tmp_path, monkeypatch):
 
 def test_classification(tmp_path, monkeypatch):
     trainer = run(FINE_TUNING[CLASSIFICATION], tmp_path, monkeypatch)["trainer"]
-    assert trainer.evaluate()["eval_accuracy"] > 0.9
+    assert trainer.evaluate()["eval_accuracy"] > 0.8  # of texts that it has not seen
 
 
 def test_question_answering(tmp_path, monkeypatch):
