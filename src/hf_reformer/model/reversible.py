@@ -192,6 +192,7 @@ class _Call:
         self.snapshot = Snapshot(attention, feed_forward)
         self.attention, self.feed_forward = self.snapshot.modules
         self.step = feed_forward.chunk_length(x2)
+        self.above = place.above or Handover()
         self.attentions = self.routing = None
 
     def core(self, x2):
@@ -228,7 +229,25 @@ def reversible_layer(place, attention, feed_forward, x1, x2, context):
     """
     call = _Call(place, attention, feed_forward, x2, context)
     y1, y2 = _ReversibleLayer.apply(call, attention, feed_forward, x1, x2, *call.snapshot.parameters)
+    if place.above is None:
+        y1, y2 = _Anchor.apply(call.above, y1, y2)
     return y1, y2, call.attentions
+
+
+class _Anchor(torch.autograd.Function):
+    """Identity that keeps the streams above a layer which no other one hands them to. A node of its own, so that they are
+    let go of while that layer's backward is still at work."""
+
+    @staticmethod
+    def forward(ctx, handover, y1, y2):
+        ctx.handover = handover
+        ctx.save_for_backward(y1, y2)
+        return y1.view_as(y1), y2.view_as(y2)
+
+    @staticmethod
+    def backward(ctx, grad_y1, grad_y2):
+        ctx.handover.put(*ctx.saved_tensors, None, [])
+        return None, grad_y1, grad_y2
 
 
 class _ReversibleLayer(torch.autograd.Function):
@@ -248,7 +267,7 @@ class _ReversibleLayer(torch.autograd.Function):
         ctx.states = core_state, output_state, Replay(x2)
         y2 = add_half(feed_forward, y1, x2, call.step, over2)
         call.snapshot.check_nothing_is_stashed()
-        ctx.save_for_backward(*parameters, *(() if place.above else (y1, y2)))
+        ctx.save_for_backward(*parameters)
         return y1, y2
 
     @staticmethod
@@ -258,10 +277,10 @@ class _ReversibleLayer(torch.autograd.Function):
             raise RuntimeError(
                 "Reversible layers have no second derivative (`create_graph=True`): set `reversible=False` in the configuration."
             )
-        call, place, saved = ctx.call, ctx.call.place, ctx.saved_tensors  # raises where a parameter has changed
+        call, place, _ = ctx.call, ctx.call.place, ctx.saved_tensors  # raises where a parameter has changed
         core_state, output_state, feed_forward_state = ctx.states
         leaves = call.snapshot.leaves(ctx.needs_input_grad[5:])
-        y1, y2, drift, checks = place.above.take(grad_y1.device) if place.above else (*saved[len(leaves) :], None, [])
+        y1, y2, drift, checks = call.above.take(grad_y1.device)
         owned, unseen, totals = place.above is not None, place.unseen, Totals(leaves)
         size = _samples(y1, y2).abs()
 
