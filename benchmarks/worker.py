@@ -23,7 +23,7 @@ def measure(run):
     optimizer = torch.optim.Adam(model.parameters()) if run.mode == "train" else None
     input_ids = torch.randint(320, (1, run.length), generator=torch.Generator().manual_seed(1))
     before = memory()[0]
-    times = [run_step(model, optimizer, input_ids) for _ in range(1 + run.steps)]
+    times = [run_step(model, optimizer, input_ids, run.bf16) for _ in range(1 + run.steps)]
     peak = memory()[1]
     state = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
@@ -34,14 +34,16 @@ def measure(run):
     }
 
 
-def run_step(model, optimizer, input_ids):
-    """Seconds of one step; without an optimizer a forward without gradient."""
-    start = time.perf_counter()
+def run_step(model, optimizer, input_ids, bf16=False):
+    """Seconds of one step, its forward under autocast with `bf16`; without an optimizer a forward without gradient."""
+    start, autocast = time.perf_counter(), torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     if optimizer is None:
-        with torch.no_grad():
+        with torch.no_grad(), autocast:
             model(input_ids)
     else:
-        model(input_ids, labels=input_ids).loss.backward()
+        with autocast:
+            loss = model(input_ids, labels=input_ids).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - start

@@ -540,3 +540,94 @@ def test_no_graph_is_built_without_gradients():
         assert not logits_of(model).requires_grad
     with torch.inference_mode():
         assert_close(logits_of(model), logits_of(model), 0.0)
+
+
+# --- reversible="auto" ------------------------------------------------------------------------------------------------
+
+
+def kept_bytes(model, autocast=False, batch=3, length=256):
+    """What ordinary autograd keeps for backward of the layers of a model, beside its parameters."""
+    encoder, storages = model.reformer.encoder, {}
+    hidden = torch.randn(batch, length, model.config.hidden_size, requires_grad=True)
+    for tensor in (hidden, *model.parameters()):
+        storages[tensor.untyped_storage()._cdata] = (0, tensor)
+
+    def note(tensor):
+        storages.setdefault(tensor.untyped_storage()._cdata, (tensor.untyped_storage().nbytes(), tensor))
+        return tensor
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
+        encoder.streams(hidden, layer.Context())
+    return sum(size for size, _ in storages.values())
+
+
+def estimate(model, autocast=False, batch=3, length=256):
+    hidden = torch.empty(batch, length, model.config.hidden_size)
+    encoder = model.reformer.encoder
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        encoder.reversible, encoder.budget = "auto", 0
+        low, high = 0.0, 1024.0
+        while high - low > 1e-3:
+            encoder.budget = (low + high) / 2
+            low, high = (encoder.budget, high) if encoder._rebuilds(hidden) else (low, encoder.budget)
+    return high * 2**20
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["local", "lsh", "strict_lsh", "full"])
+def test_the_estimate_of_what_would_be_kept_is_near_what_is_kept(kind, autocast):
+    config = tiny_config(
+        attn_layers=[kind] * 3, hidden_size=96, axial_pos_embds_dim=(32, 64), num_attention_heads=3, reversible=False,
+        attention_head_size=16, feed_forward_size=160, max_position_embeddings=256, axial_pos_shape=(16, 16),
+    )  # fmt: skip
+    model = build(config, dtype=torch.float32).train()
+    kept = kept_bytes(model, autocast)
+    assert 0.6 < estimate(model, autocast) / kept < 1.6
+
+
+def gradients_of(model):
+    model.zero_grad()
+    objective(logits_of(model)).backward()
+    return gradients(model)
+
+
+def is_rebuilt(model):
+    """Whether a forward of the model builds reversible layers."""
+    names, pending = set(), [logits_of(model).grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            pending.extend(upper for upper, _ in node.next_functions)
+    return any("Reversible" in type(node).__name__ for node in names)
+
+
+def test_auto_keeps_activations_within_its_budget_and_rebuilds_them_beyond_it_with_the_same_numbers():
+    reversible, ordinary = pair()
+    automatic = build(tiny_config(attn_layers=LAYERS, reversible="auto", **DROPOUT)).train()
+    encoder = automatic.reformer.encoder
+    per_token = sum(part.bytes_kept(torch.float64) for part in encoder.layers)
+    border = 2 * LENGTH * per_token / 2**20
+    assert not is_rebuilt(automatic)
+    results = [gradients_of(model) for model in (reversible, ordinary)]
+    for budget, rebuilt in ((border, False), (border * 0.999, True)):
+        encoder.budget = budget
+        assert is_rebuilt(automatic) is rebuilt
+        found = gradients_of(automatic)
+        for result in results:
+            assert_same_tensors(found, result, TOLERANCE)
+
+
+def test_auto_is_saved_with_the_configuration(tmp_path):
+    config = tiny_config(attn_layers=LAYERS, reversible="auto", activation_budget=0.25)
+    config.save_pretrained(tmp_path)
+    loaded = hf_reformer.ReformerConfig.from_pretrained(tmp_path)
+    assert loaded.reversible == "auto" and loaded.activation_budget == 0.25
+    assert "reversible beyond 0.25 MiB" in loaded.summary()
+
+
+@pytest.mark.parametrize("field, value", [("reversible", "always"), ("reversible", 2), ("activation_budget", -1)])
+def test_other_values_of_auto_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"`{field}` is {value!r}"):
+        tiny_config(LAYERS, **{field: value})

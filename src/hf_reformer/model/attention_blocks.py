@@ -1,9 +1,11 @@
 """One block of chunked attention, forward and backward: plain PyTorch, or PyTorch's fused kernels that return a logsumexp.
 
-A block kernel has two functions:
+Scores are counted in base 2: keys carry a factor log2(e), so that 2^(q . k) is what the softmax needs. (On CPUs exp2 is
+vectorised; exp takes 4 times as long, and 40 times where a masked score underflows.) A block kernel has two functions:
 - `forward(x, layout, block, dropout_mask)` -> the softmax-weighted values of one round (n * G * M, D), and the logsumexp
-  z^r of its scores (n * G * M, 1), about -MASKED where a query sees nothing;
-- `backward(x, layout, block, dropout_mask, y)` -> gradients for queries (n * G, M, D), keys and values (n, U, D).
+  z^r of its scores (n * G * M, 1), in base 2, about -MASKED where a query sees nothing;
+- `backward(x, layout, block, dropout_mask, y)` -> gradients for queries times log2(e) (n * G, M, D), keys and values
+  (n, U, D), through the softmax over all rounds: its probabilities are 2^(s_ij^r - Z_i).
 
 On a CPU none of what was tried is faster than the plain one. `python -m benchmarks.blocks`, one block of 32 chunks of 64,
 windows of 128, head size 64, causal, forward, AMD EPYC, in ms with 2 threads (two runs) and 1 thread: the two products alone
@@ -13,40 +15,55 @@ with the additive mask it needs, 0.51, 0.46 (0.98). Larger blocks are slower for
 Shapes as in `attention_layout.py`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from .attention_duplicates import log_counts
+from .attention_duplicates import log_counts, self_weight
 from .attention_rule import MASKED
+from .tracing import readable
 
 NORM_EPSILON = 1e-6
+LOG2E = math.log2(math.e)
 ALONE = -0.5 * MASKED  # the logsumexp of a token that sees nothing lies below
 
 
 class Vectors(NamedTuple):
-    """What one block works on. `rows`, `query_rows`: rows of its tokens, with and without the chunks around it."""
+    """What one block works on: queries, keys and values in the type that their products are taken in (`product_type`).
+    `rows`, `query_rows`: rows of its tokens, with and without the chunks around it."""
 
     rows: torch.Tensor | slice  # (n * U)
     query_rows: torch.Tensor | slice  # (n * G * M)
     shared: torch.Tensor | None  # (n, U, D), queries before they are normalised to keys
     q: torch.Tensor  # (n * G, M, D)
-    k: torch.Tensor  # (n, U, D)
+    k: torch.Tensor  # (n, U, D), times log2(e)
     v: torch.Tensor  # (n, U, D)
+
+
+def product_type(v):
+    """The type of the vectors, but float32 for half precision that a CPU has no instructions for; sums, maxima and what they
+    are added up to are at least float32 anyway."""
+    if v.device.type != "cpu" or v.dtype not in (torch.float16, torch.bfloat16):
+        return v.dtype
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
+    names = ("avx512_bf16", "amx_bf16") if v.dtype == torch.bfloat16 else ("amx_fp16",)
+    return v.dtype if any(able.get(name, False) for name in names) else torch.float32
 
 
 def gather(q, k, v, layout, block):
     rows, query_rows = layout.rows(block)
-    shape = (block.ring_end - block.ring, -1, v.shape[-1])
-    working = torch.promote_types(v.dtype, torch.float32)
-    values = take(v, rows).view(shape).to(working)
+    shape, kind = (block.ring_end - block.ring, -1, v.shape[-1]), product_type(v)
+    values = take(v, rows).view(shape).to(kind)
     if k is None:
-        shared = take(q, rows).view(shape).to(working)
-        queries, keys = layout.windows.own(shared), unit_keys(shared)
+        shared = take(q, rows).view(shape)
+        queries, wide = layout.windows.own(shared), _wide(shared)
+        keys = wide * (unit_key_scale(wide) * LOG2E)
     else:
-        shared, keys = None, take(k, rows).view(shape).to(working) * v.shape[-1] ** -0.5
-        queries = take(q, query_rows).to(working)
-    return Vectors(rows, query_rows, shared, queries.reshape(-1, layout.windows.chunk, v.shape[-1]), keys, values)
+        shared, keys = None, take(k, rows).view(shape) * (LOG2E * v.shape[-1] ** -0.5)
+        queries = take(q, query_rows)
+    queries = queries.reshape(-1, layout.windows.chunk, v.shape[-1]).to(kind)
+    return Vectors(rows, query_rows, shared, queries, keys.to(kind), values)
 
 
 def take(x, rows):
@@ -83,23 +100,49 @@ def unit_keys(x):
 
 def unit_keys_backward(x, grad_k):
     """dk/dx: with s the scale, k = x s, dx = s (dk - x s^2 (x . dk))."""
+    x = x.to(grad_k.dtype)
     scale = unit_key_scale(x)
     along = (x * grad_k).sum(-1, keepdim=True).mul_(scale * scale)
     return torch.addcmul(grad_k, x, along, value=-1).mul_(scale)
 
 
 class Gradients(NamedTuple):
-    """What backward knows of the queries of a block, (n * G * M, ...) each."""
+    """What backward knows of all tokens, (B * L * H, ...) each."""
 
     grad_out: torch.Tensor
     out: torch.Tensor  # merged over rounds
-    lse: torch.Tensor  # Z, over all rounds
-    weight: torch.Tensor  # w^r, this round's share of it; 0 for tokens that saw nothing
+    lse: torch.Tensor  # Z, over all rounds; infinite for tokens that saw nothing, which then weigh nothing
+    delta: torch.Tensor  # grad_out . out
 
 
-def or_own(out, lse, v, weight):
-    """`out` (rows, D), but a token that sees nothing, by its logsumexp (rows, 1), has its own value."""
-    return torch.where(lse < ALONE, v if weight is None else v * weight, out)
+def or_own(layout, rows, out, lse, v):
+    """`out` (n, D), but a token that sees nothing, by its logsumexp (n, 1), has its own value v (n, D). `rows`: of these
+    tokens, (n) or a slice."""
+    alone = lse < ALONE
+    if readable(lse):  # few are: the others need no weight
+        few = alone.flatten().nonzero().flatten()
+        if len(few) == 0:
+            return out
+        own = v[few] * _weight(layout, rows, few, out.dtype)
+        return out.index_copy(0, few, own)
+    return torch.where(alone, v * _weight(layout, rows, slice(None), out.dtype), out)
+
+
+def _weight(layout, rows, some, dtype):
+    """Of the own values of `some` of the tokens of `rows`: float32 alone has the published artefact."""
+    if dtype != torch.float32 or isinstance(rows, slice):
+        return 1
+    weight = self_weight(layout, rows[some])
+    return 1 if weight is None else weight
+
+
+def product(a, b):
+    """(n, I, J) @ (n, J, K) in the type of `b`, whose sums are float32 inside; the result is at least float32."""
+    return _wide(torch.bmm(a.to(b.dtype), b))
+
+
+def _wide(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class EagerBlocks:
@@ -107,37 +150,49 @@ class EagerBlocks:
 
     @staticmethod
     def forward(x, layout, block, dropout_mask):
-        probs, lse = EagerBlocks.softmax(x, layout, block)
-        if dropout_mask is not None:  # under autograd the softmax's result must stay as it is
-            probs = probs * dropout_mask if torch.is_grad_enabled() else probs.mul_(dropout_mask)
-        return torch.bmm(probs, layout.windows.of(x.v)).flatten(0, 1), lse.flatten(0, 1)
+        weights, total, lse = EagerBlocks.softmax(x, layout, block)
+        if dropout_mask is not None:
+            weights = weights * dropout_mask
+        return (product(weights, layout.windows.of(x.v)) / total).flatten(0, 1), lse.flatten(0, 1)
 
     @staticmethod
     def softmax(x, layout, block):
-        """p^r (n * G, M, W) and z^r (n * G, M, 1)."""
-        scores = torch.bmm(x.q, layout.windows.of(x.k).transpose(1, 2))
+        """2^(s^r - its maximum) (n * G, M, W), their sum over a window and z^r (n * G, M, 1)."""
+        scores = EagerBlocks.scores(x.q, window_keys(layout, x.k), layout, block)
+        highest = scores.detach().amax(-1, keepdim=True)
+        weights = scores.sub_(highest).exp2_()
+        total = weights.sum(-1, keepdim=True)
+        return weights, total, highest + total.log2()
+
+    @staticmethod
+    def scores(q, k, layout, block):
+        """s^r (n * G, M, W), far below all others where a query does not see a key."""
+        scores = product(q, k.transpose(1, 2))
         layout.mask_(scores, block)
         if layout.correct_duplicates:
-            scores.sub_(log_counts(layout, block, scores.dtype))
-        probs = torch.softmax(scores, -1)
-        # softmax and two maxima are faster than a logsumexp, which would exponentiate twice
-        return probs, scores.amax(-1, keepdim=True) - probs.amax(-1, keepdim=True).log()
+            scores.sub_(log_counts(layout, block, scores.dtype), alpha=LOG2E)
+        return scores
 
     @staticmethod
     def backward(x, layout, block, dropout_mask, y):
-        chunks = (-1, layout.windows.chunk)
-        grad_out = (y.grad_out * y.weight).unflatten(0, chunks)
-        delta = (grad_out * y.out.unflatten(0, chunks)).sum(-1, keepdim=True)
-        probs, _ = EagerBlocks.softmax(x, layout, block)
-        grad_probs = torch.bmm(grad_out, layout.windows.of(x.v).transpose(1, 2))
+        windows, chunks = layout.windows, (-1, layout.windows.chunk)
+        grad_out, lse, delta = (take(z, x.query_rows).unflatten(0, chunks) for z in (y.grad_out, y.lse, y.delta))
+        grad_out, k, v = grad_out.to(x.v.dtype), window_keys(layout, x.k), window_keys(layout, x.v)
+        probs = EagerBlocks.scores(x.q, k, layout, block).sub_(lse).exp2_()
+        grad_probs = product(grad_out, v.transpose(1, 2))
         if dropout_mask is None:
             seen = probs
         else:
             seen, grad_probs = probs * dropout_mask, grad_probs.mul_(dropout_mask)
-        d_v = layout.windows.sum(torch.bmm(seen.transpose(1, 2), grad_out), x.v)
-        d_scores = grad_probs.sub_(delta).mul_(probs)
-        d_q = torch.bmm(d_scores, layout.windows.of(x.k))
-        return d_q, layout.windows.sum(torch.bmm(d_scores.transpose(1, 2), x.q), x.k), d_v
+        d_v = windows.sum(product(seen.transpose(1, 2), grad_out), x.v)
+        d_scores = grad_probs.sub_(delta).mul_(probs).to(k.dtype)
+        return product(d_scores, k), windows.sum(product(d_scores.transpose(1, 2), x.q), x.k), d_v
+
+
+def window_keys(layout, per_block):
+    """(n, U, D) -> (n * G, W, D), to be transposed in a product: of half precision a copy, which makes that faster."""
+    windows = layout.windows.of(per_block)
+    return windows.contiguous() if windows.dtype.itemsize == 2 else windows
 
 
 def sdpa_applies(v):
@@ -152,9 +207,9 @@ class SdpaBlocks:
     @staticmethod
     def forward(x, layout, block, dropout_mask):
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *SdpaBlocks.inputs(x, layout), 0.0, False, attn_mask=SdpaBlocks.mask(x, layout, block), scale=1.0
+            *SdpaBlocks.inputs(x, layout), 0.0, False, attn_mask=SdpaBlocks.mask(x, layout, block), scale=1 / LOG2E
         )
-        return out.flatten(0, 2), lse.reshape(-1, 1)
+        return _wide(out.flatten(0, 2)), lse.reshape(-1, 1) * LOG2E
 
     @staticmethod
     def inputs(x, layout):
@@ -163,17 +218,18 @@ class SdpaBlocks:
 
     @staticmethod
     def mask(x, layout, block):
-        mask = x.q.new_zeros((len(x.q), layout.windows.chunk, layout.windows.slots))
+        mask = _wide(x.q).new_zeros((len(x.q), layout.windows.chunk, layout.windows.slots))
         layout.mask_(mask, block)
-        return mask[:, None]
+        return mask[:, None].to(x.q.dtype)
 
     @staticmethod
     def backward(x, layout, block, dropout_mask, y):
-        seeing = (y.lse >= ALONE).to(y.out.dtype)  # the others get no gradient here
-        grad_out, out = ((z * seeing).view(-1, 1, layout.windows.chunk, z.shape[-1]) for z in (y.grad_out, y.out))
+        shape, kind = (-1, 1, layout.windows.chunk, y.out.shape[-1]), x.q.dtype
+        grad_out, out = (take(z, x.query_rows).view(shape).to(kind) for z in (y.grad_out, y.out))
+        lse = take(y.lse, x.query_rows).view(shape[:-1]) / LOG2E
         d_q, d_k, d_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out, *SdpaBlocks.inputs(x, layout), out, y.lse.view(-1, 1, layout.windows.chunk), 0.0, False,
-            attn_mask=SdpaBlocks.mask(x, layout, block), scale=1.0,
+            grad_out, *SdpaBlocks.inputs(x, layout), out, lse, 0.0, False,
+            attn_mask=SdpaBlocks.mask(x, layout, block), scale=1 / LOG2E,
         )  # fmt: skip
-        d_k, d_v = (layout.windows.sum(d[:, 0].contiguous(), like) for d, like in ((d_k, x.k), (d_v, x.v)))
-        return d_q[:, 0], d_k, d_v
+        d_k, d_v = (layout.windows.sum(_wide(d[:, 0]).contiguous(), like) for d, like in ((d_k, x.k), (d_v, x.v)))
+        return _wide(d_q[:, 0]) * LOG2E, d_k * LOG2E, d_v

@@ -5,14 +5,14 @@ merge of rounds (appendix A, eq. 13-16) is one softmax over all of them,
 
     Z_i = \log\sum_{r,j} e^{s_{ij}^r},    o_i = \sum_{r,j} e^{s_{ij}^r - Z_i} v_j,
 
-so with p^r the softmax inside round r, z_i^r its logsumexp and w_i^r = e^{z_i^r - Z_i}
+so, with P_{ij}^r = e^{s_{ij}^r - Z_i}
 
-    dv_j = \sum_{r,i} p_{ij}^r (w_i^r do_i),    ds_{ij}^r = p_{ij}^r (w_i^r do_i \cdot v_j - w_i^r do_i \cdot o_i).
+    dv_j = \sum_{r,i} P_{ij}^r do_i,    ds_{ij}^r = P_{ij}^r (do_i \cdot v_j - do_i \cdot o_i).
 
-No gradient flows through z^r, no probability outlives its block, and what is kept between forward and backward is the
-merged output, Z, z^r and the order. A gradient that is to be differentiated in turn (`create_graph`) is taken by ordinary
-autograd. Queries and keys that are shared are normalised inside the block
-(k = q / sqrt(mean(q^2) + 1e-6) / sqrt(D), as Trax and transformers do).
+No gradient flows through the logsumexp of a round, no probability outlives its block, and what is kept between forward and
+backward is the merged output, Z and the order. A gradient that is to be differentiated in turn (`create_graph`) is taken by
+ordinary autograd. Queries and keys that are shared are normalised inside the block (k = q / sqrt(mean(q^2) + 1e-6) / sqrt(D),
+as Trax and transformers do). Logsumexps are in base 2, see `attention_blocks.py`.
 
 Shapes as in `attention_layout.py`; matrices of tokens are (B * L * H, D), D head size.
 """
@@ -21,6 +21,7 @@ import torch
 
 from .attention_blocks import (
     ALONE,
+    LOG2E,
     EagerBlocks,
     Gradients,
     SdpaBlocks,
@@ -48,8 +49,8 @@ def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"
             know no dropout mask and no correction of duplicates: then the eager one runs.
 
     Returns:
-        (B, L, H, D) in the type of `v`. Half-precision inputs are worked on in float32. A token that sees nothing in any
-        round gets its own value.
+        (B, L, H, D) in the type of `v`. Products of half-precision inputs are taken in half precision where the device has
+        that (`product_type`), all else in float32. A token that sees nothing in any round gets its own value.
     """
     if dropout_mask is not None or layout.correct_duplicates:
         implementation = "eager"
@@ -76,76 +77,68 @@ class ChunkedAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, layout, dropout_mask, kernel):
         with without_autocast(v):
             if kernel is FlexRings:
-                out, lse_rounds, lse = FlexRings.rings(q, k, v, layout)
+                out, lse = FlexRings.rings(q, k, v, layout)
             else:
-                out, lse_rounds, lse = _forward(q, k, v, layout, dropout_mask, kernel)
-        ctx.save_for_backward(q, k, v, out, lse_rounds, lse, dropout_mask)
+                out, lse = _forward(q, k, v, layout, dropout_mask, kernel)
+        ctx.save_for_backward(q, k, v, out, lse, dropout_mask)
         ctx.layout, ctx.kernel = layout, kernel
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
-        q, k, v, out, lse_rounds, lse, dropout_mask = ctx.saved_tensors
+        q, k, v, out, lse, dropout_mask = ctx.saved_tensors
         with without_autocast(v):
             if torch.is_grad_enabled():  # `create_graph`: these gradients are to be differentiated in turn
                 grads = _gradients_with_graph(grad_out, q, k, v, ctx.layout, dropout_mask)
             else:
-                grads = _backward(grad_out, q, k, v, out, lse_rounds, lse, ctx.layout, dropout_mask, ctx.kernel)
+                grads = _backward(grad_out, q, k, v, out, lse, ctx.layout, dropout_mask, ctx.kernel)
         return *grads, None, None, None
 
 
 def _forward(q, k, v, layout, dropout_mask, kernel):
-    """All blocks, round by round: the merged output, z^r and Z."""
+    """All blocks, round by round: the merged output and Z."""
     working = torch.promote_types(v.dtype, torch.float32)
     out = v.new_empty(v.shape, dtype=working)
     lse = v.new_empty((v.shape[0], 1), dtype=working)
-    lse_rounds = v.new_empty((layout.rings.rounds, v.shape[0], 1), dtype=working)
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
         new_out, new_lse = kernel.forward(x, layout, block, dropout_mask)
-        put_(lse_rounds[block.round], x.query_rows, new_lse)
         if block.round > 0:
             old_out, old_lse = take(out, x.query_rows), take(lse, x.query_rows)
             new_out, new_lse = _merge(old_out, old_lse, new_out, new_lse)
         if block.round == layout.rings.rounds - 1:
-            own = layout.windows.own(x.v).reshape(new_out.shape)
-            new_out = or_own(new_out, new_lse, own, _weight(layout, x))
+            own = layout.windows.own(x.v).reshape(new_out.shape).to(working)
+            new_out = or_own(layout, x.query_rows, new_out, new_lse, own)
         put_(out, x.query_rows, new_out)
         put_(lse, x.query_rows, new_lse)
-    return out, lse_rounds, lse
+    return out, lse
 
 
 def _merge(out, lse, new_out, new_lse):
     """Adds a round to what the rounds before it gave (eq. 13)."""
-    merged = torch.logaddexp(lse, new_lse)
-    return out.mul_((lse - merged).exp_()).addcmul_(new_out, (new_lse - merged).exp_()), merged
+    merged = torch.logaddexp2(lse, new_lse)
+    return out.mul_((lse - merged).exp2_()).addcmul_(new_out, (new_lse - merged).exp2_()), merged
 
 
-def _weight(layout, x):
-    """Of the own values of a block's queries where they see nothing."""
-    applies = x.v.dtype == torch.float32 and layout.self_weight is not None
-    return take(layout.self_weight, x.query_rows) if applies else None
-
-
-def _backward(grad_out, q, k, v, out, lse_rounds, lse, layout, dropout_mask, kernel):
+def _backward(grad_out, q, k, v, out, lse, layout, dropout_mask, kernel):
     """The same blocks again: gradients of queries, keys and values."""
-    grad_out, windows = grad_out.to(out.dtype), layout.windows
-    weights = (lse_rounds - lse).exp_().masked_fill_(lse < ALONE, 0)
+    windows, alone = layout.windows, lse < ALONE
+    y = Gradients(grad_out, out, lse.masked_fill(alone, torch.inf), (grad_out * out).sum(-1, keepdim=True))
     grad_q, grad_k, grad_v = torch.zeros_like(out), None if k is None else torch.zeros_like(out), torch.zeros_like(out)
     for block in layout.blocks():
         x = gather(q, k, v, layout, block)
-        y = Gradients(*(take(z, x.query_rows) for z in (grad_out, out, lse, weights[block.round])))
         d_q, d_k, d_v = kernel.backward(x, layout, block, dropout_mask, y)
         if block.round == layout.rings.rounds - 1:
-            own = or_own(torch.zeros_like(y.grad_out), y.lse, y.grad_out, _weight(layout, x))
+            given, own_lse = (take(z, x.query_rows).to(out.dtype) for z in (grad_out, lse))
+            own = or_own(layout, x.query_rows, torch.zeros_like(given), own_lse, given)
             windows.own(d_v).add_(own.view(windows.own(d_v).shape))
         add_(grad_v, x.rows, d_v.flatten(0, 1))
         if k is None:
             d_x = unit_keys_backward(x.shared, d_k)
-            windows.own(d_x).add_(d_q.view(windows.own(d_x).shape))
+            windows.own(d_x).add_(d_q.view(windows.own(d_x).shape), alpha=1 / LOG2E)
             add_(grad_q, x.rows, d_x.flatten(0, 1))
         else:
-            add_(grad_q, x.query_rows, d_q.flatten(0, 1))
+            add_(grad_q, x.query_rows, d_q.flatten(0, 1).mul_(1 / LOG2E))
             add_(grad_k, x.rows, d_k.flatten(0, 1).mul_(v.shape[-1] ** -0.5))
     return tuple(None if g is None else g.to(v.dtype) for g in (grad_q, grad_k, grad_v))
 
@@ -166,7 +159,7 @@ def plain_attention(q, k, v, layout, dropout_mask=None):
         torch.stack([torch.cat(p).index_select(0, i) for p, i in zip(parts, in_order, strict=True)])
         for parts in (outs, lses)
     )
-    return merge_rounds(outs, lses, v, layout)[0]
+    return merge_rounds(outs, lses / LOG2E, v, layout)[0]
 
 
 def _gradients_with_graph(grad_out, q, k, v, layout, dropout_mask):
@@ -184,8 +177,8 @@ def attention_probabilities(q, k, v, layout):
     rings, windows, parts = layout.rings, layout.windows, []
     itself = (windows.steps(v.device) == 0).to(torch.promote_types(v.dtype, torch.float32))
     for block in layout.blocks():
-        probs, lse = EagerBlocks.softmax(gather(q, k, v, layout, block), layout, block)
-        parts.append(torch.where(lse < ALONE, itself, probs).flatten(0, 1))
+        weights, total, lse = EagerBlocks.softmax(gather(q, k, v, layout, block), layout, block)
+        parts.append(torch.where(lse < ALONE, itself, weights / total).flatten(0, 1))
     # blocks come round by round, ring by ring
     shape = (rings.rounds, rings.batch, rings.heads, layout.chunks_per_round, windows.chunk, windows.slots)
     return torch.cat(parts).view(shape).permute(1, 2, 0, 3, 4, 5).flatten(2, 3)

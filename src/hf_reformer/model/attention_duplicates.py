@@ -47,21 +47,25 @@ def times_in_window(step, ring, offsets):
     return sum(((step - offset) % ring == 0).to(torch.float32) for offset in offsets)
 
 
-def self_weight(layout):
+def self_weight(layout, rows):
     """Weight of the own value of tokens that see nothing else: None for 1, or in float32 `"lsh"` what the originals get.
 
     They score a token with itself at -1e5, where float32 numbers are 2^-7 apart: if it stands m times in its windows, the
     probabilities add up to 1, 0.99784, 0.99705, ... for m = 1, 2, 3, ... That is part of the published numbers.
 
+    Args:
+        rows: (n) int64, the tokens' rows in a (B * L * H, D) matrix.
+
     Returns:
-        (B * L * H, 1) float32, or None.
+        (n, 1) float32, or None.
     """
     rings, windows = layout.rings, layout.windows
     once = rings.rounds == 1 and layout.chunks_per_round >= windows.chunks
     if not rings.joined or rings.order is None or not layout.rule.exclude_self or layout.correct_duplicates or once:
         return None
-    places, ring = layout.places, layout.ring_chunks
+    token, head = rows // rings.heads, rows % rings.heads
+    head_rows = (token // rings.length * rings.heads + head) * rings.length + token % rings.length
+    places, ring = [place.take(head_rows) for place in layout.places], layout.ring_chunks
     met = torch.stack([sum(times_in_window(key - query, ring, windows.offsets) for key in places) for query in places])
     per_round = SELF_MASK + met.log()
-    weight = (met * (SELF_MASK - torch.logsumexp(per_round, 0)).exp()).sum(0)
-    return weight.unflatten(0, (rings.batch, rings.heads)).transpose(1, 2).reshape(-1, 1)
+    return (met * (SELF_MASK - torch.logsumexp(per_round, 0)).exp()).sum(0)[:, None]

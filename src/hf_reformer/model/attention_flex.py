@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .attention_blocks import EagerBlocks, or_own, unit_keys
+from .attention_blocks import LOG2E, EagerBlocks, or_own, unit_keys
 from .attention_rule import MASKED
 
 
@@ -21,7 +21,7 @@ def flex_applies(layout):
 
 
 def flex_forward(q, k, v, layout):
-    """What `attention_chunked._forward` gives, for q, k, v (B * L * H, D): output, z^r and Z."""
+    """What `attention_chunked._forward` gives, for q, k, v (B * L * H, D): output and Z in base 2."""
     working = torch.promote_types(v.dtype, torch.float32)
     q, k, v = (None if x is None else x.to(working) for x in (q, k, v))
     k = unit_keys(q) if k is None else k * q.shape[-1] ** -0.5
@@ -32,14 +32,15 @@ def flex_forward(q, k, v, layout):
     outs = torch.stack([_in_order(x, r, v) for x, r in zip(outs, rows, strict=True)])
     lses = torch.stack([_in_order(x, r, v[:, :1]) for x, r in zip(lses, rows, strict=True)]).clamp(min=-MASKED)
     merged, lse = merge_rounds(outs, lses, v, layout)
-    return merged, lses, lse
+    return merged, lse * LOG2E
 
 
 def merge_rounds(outs, lses, v, layout):
     """One softmax over all rounds (eq. 13): (R, B * L * H, D), (R, B * L * H, 1) and values -> output and Z."""
     lse = lses.logsumexp(0)
     merged = (outs * (lses - lse).exp()).sum(0)
-    return or_own(merged, lse, v.to(merged.dtype), layout.self_weight if merged.dtype == torch.float32 else None), lse
+    rows = torch.arange(len(v), device=v.device)
+    return or_own(layout, rows, merged, lse, v.to(merged.dtype)), lse
 
 
 class FlexRings:

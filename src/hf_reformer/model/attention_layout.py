@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from .attention_duplicates import self_weight
 from .attention_rule import MASKED, Rule
 
-BLOCK_SCORES = 2**18  # scores of one block on a CPU (1 MiB in float32): the work on them stays in cache
+BLOCK_SCORES = 2**19  # scores of one block on a CPU (2 MiB in float32): the work on them stays in cache
 
 
 @dataclass(frozen=True)
@@ -282,11 +281,6 @@ class Layout:
             return list(zip(slots, *(self.rings.as_rounds(e).gather(2, slots) for e in self._edges), strict=True))
         rounds = torch.arange(self.rings.rounds, device=slots.device)[:, None, None]
         return list(slots // self.windows.chunk + self.chunks_per_round * rounds)
-
-    @cached_property
-    def self_weight(self):
-        """See `attention_duplicates.self_weight`."""
-        return self_weight(self)
 
     def slot_mask(self):
         """The same as a predicate (ring, _, query slot, key slot) -> bool, for `flex_attention`; it includes the window."""

@@ -23,7 +23,7 @@ ATTN_LAYERS = ["local", "lsh", "strict_local", "strict_lsh", "full", "full_share
 POOLINGS = ("first", "last", "mean")
 EMBEDDING_STARTS = ("balanced", "sinusoidal", "published")
 
-FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "reversible", "allow_duplicate_attention")
+FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "allow_duplicate_attention")
 # keywords that are no fields, and are read or carried along by transformers
 NO_FIELDS = {
     "attn_implementation",
@@ -127,7 +127,7 @@ def _check_sizes(config):
         for name in names:
             if not is_int(getattr(config, name)) or getattr(config, name) < least:
                 reject(name, getattr(config, name), f"an integer of at least {least}")
-    for name in ("initializer_range", "axial_norm_std", "layer_norm_eps"):
+    for name in ("initializer_range", "axial_norm_std", "layer_norm_eps", "activation_budget"):
         value = getattr(config, name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf:
@@ -140,6 +140,8 @@ def _check_flags(config):
     for name in FLAGS:
         if not isinstance(getattr(config, name), bool):
             reject(name, getattr(config, name), "true or false")
+    if not isinstance(config.reversible, bool) and config.reversible != "auto":
+        reject("reversible", config.reversible, 'true, false or "auto"')
     if config.tie_word_embeddings is not False:
         reject(
             "tie_word_embeddings",

@@ -29,6 +29,7 @@ NOTE = (
     "Layers of this model are of the Python package hf_reformer: `import hf_reformer` before loading it (or "
     "trust_remote_code=True, where its code lies beside). transformers' own Reformer does not know them."
 )
+REVERSIBLE = {True: "reversible", False: "not reversible", "auto": "reversible beyond {} MiB of activations"}
 # for_bytes: layers, hidden, heads (of 64), feed-forward; about 0.5, 5, 37 and 146 million parameters
 SIZES = {
     "tiny": (2, 128, 2, 512),
@@ -45,7 +46,9 @@ class ReformerConfig(PreTrainedConfig):
             transformers compute; `"strict_local"` and `"strict_lsh"` are strictly causal and blind to padding (for every
             new model); `"full"` is ordinary attention; `"full_shared_qk"` takes the parameters of an LSH layer and
             attends to everything but itself.
-        reversible (`bool`): rebuild activations in backward (memory does not grow with depth), or keep them.
+        reversible (`bool` or `"auto"`): rebuild activations in backward (memory does not grow with depth), or keep them, which
+            is faster. `"auto"`: keep those of an input for which they take no more than `activation_budget`, by an estimate.
+        activation_budget (`float`): what `reversible="auto"` may keep for one backward, in MiB.
         allow_duplicate_attention (`bool`): a key met in several hash rounds counts several times. `False` gives the
             paper's \(\log N_{ij}\) correction (appendix A, eq. 13-16): it counts once.
         num_buckets (`int`, `list[int]` or `None`): hash buckets per round, one even number or even factors. `None`
@@ -124,7 +127,8 @@ class ReformerConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = 0
-    reversible: bool = True
+    reversible: bool | str = True
+    activation_budget: float | int = 1024
     allow_duplicate_attention: bool = True
     embedding_init: str | None = None
     pooling: str | None = None
@@ -199,6 +203,7 @@ class ReformerConfig(PreTrainedConfig):
             "lsh_num_chunks_after": ahead,
             "vocab_size": 258,
             "eos_token_id": None,  # 2, the default, is byte 0
+            "reversible": "auto",
         }
         return cls(**{**chosen, **fields})
 
@@ -298,7 +303,7 @@ class ReformerConfig(PreTrainedConfig):
             buckets = {kind: self.bucket_factors(kind) for kind in LSH_LAYERS if self.uses(kind)}
             parts.append(f"{self.num_hashes} hash rounds, buckets {', '.join(f'{k} {b}' for k, b in buckets.items())}")
         return "; ".join(
-            [*parts, f"up to {self.maximum_length:,} tokens", "reversible" if self.reversible else "not reversible"]
+            [*parts, f"up to {self.maximum_length:,} tokens", REVERSIBLE[self.reversible].format(self.activation_budget)]
         )
 
     def uses(self, *kinds: str) -> bool:

@@ -14,7 +14,7 @@ from .configuration_reformer import PUBLISHED_LAYERS
 from .dropout import Dropout
 from .layer import Inference, ReformerLayer, StreamLayerNorm, is_as_built
 from .recompute import has_own_hooks, is_watched
-from .reversible import WORTH_REUSING, as_streams, places
+from .reversible import WORTH_REUSING, as_streams, places, working_type
 from .tokenwise import tokenwise
 from .tracing import tracing
 
@@ -45,7 +45,7 @@ class ReformerEncoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.reversible = config.reversible
+        self.reversible, self.budget = config.reversible, config.activation_budget
         self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
@@ -80,7 +80,7 @@ class ReformerEncoder(nn.Module):
     def _train(self, hidden_states, context, output_hidden_states, last):
         """Reversible layers, or ordinary ones, perhaps under gradient checkpointing."""
         ways = [None] * len(self.layers)
-        if self.reversible:
+        if self._rebuilds(hidden_states):
             hidden_states = as_streams(hidden_states, reversible=True)
             as_built = [is_as_built(layer) for layer in self.layers]
             handed_out = output_hidden_states or type(self.layer_norm) is not StreamLayerNorm
@@ -88,6 +88,15 @@ class ReformerEncoder(nn.Module):
         elif self.gradient_checkpointing and self.training:
             ways = [Checkpointed(self._gradient_checkpointing_func)] * len(self.layers)
         return self._run(hidden_states, context, ways, output_hidden_states, last)
+
+    def _rebuilds(self, hidden_states):
+        """Whether the layers are to be reversible. `"auto"`: where ordinary autograd would keep more than the budget."""
+        if self.reversible != "auto":
+            return self.reversible
+        # of a layer of somebody else's nothing is known
+        dtype, (batch, length) = working_type(hidden_states), hidden_states.shape[:2]
+        per_token = sum(layer.bytes_kept(dtype) for layer in self.layers if is_as_built(layer))
+        return batch * length * per_token > self.budget * 2**20
 
     def _infer(self, hidden_states, context, output_hidden_states, last):
         """Without gradients, in the streams' own memory where nobody looks; into a cache, the last layer works on the last

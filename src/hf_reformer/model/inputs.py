@@ -11,6 +11,7 @@ import inspect
 import torch
 
 from .losses import IGNORED
+from .tracing import readable
 
 # what transformers, its pipelines, collators and peft hand to every model, whether or not it can use them
 PASSED_ALONG = {
@@ -100,7 +101,7 @@ def check_position_ids(config, position_ids, shape, real_tokens=None):
     position_ids = as_ids("position_ids", position_ids)
     _check_shape("position_ids", position_ids, tuple(position_ids.shape) in allowed, f"{allowed[1]} or {allowed[0]}")
     _check_range("position_ids", position_ids, config.maximum_length, "the maximum length")
-    if _readable(position_ids):
+    if readable(position_ids):
         real = torch.ones(shape, dtype=torch.bool) if real_tokens is None else real_tokens.to("cpu", torch.bool)
         # the highest position of a real token so far, in front of each token
         highest = position_ids.expand(shape).masked_fill(~real, -1).cummax(1).values
@@ -182,12 +183,8 @@ def _check_shape(name, tensor, fits, allowed):
         raise ValueError(f"`{name}` has the shape {tuple(tensor.shape)}, but must have {allowed}.")
 
 
-def _readable(tensor):
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
-
-
 def _check_range(name, tensor, end, reason, also=None):
-    if not _readable(tensor):
+    if not readable(tensor):
         return
     tensor = tensor if also is None else tensor[tensor != also]
     if tensor.numel() > 0:
@@ -199,7 +196,7 @@ def _check_range(name, tensor, end, reason, also=None):
 
 
 def _check_mask(attention_mask):
-    if _readable(attention_mask) and attention_mask.dtype != torch.bool:
+    if readable(attention_mask) and attention_mask.dtype != torch.bool:
         other = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
         if other.numel() > 0:
             raise ValueError(

@@ -199,6 +199,16 @@ class ReformerLayer(nn.Module):
         context = context.of(self.attention.self_attention, x2)
         return self.compute(x1, x2, context) if way is None else way.run(self, x1, x2, context)
 
+    def bytes_kept(self, dtype):
+        """What ordinary autograd keeps of a token, about: the streams; in the type of the halves both norms, what attention
+        takes and gives, and the feed-forward's inner activations before and after the nonlinearity."""
+        attention = self.attention.self_attention
+        hidden, vectors = attention.config.hidden_size, attention.heads * attention.head_size
+        inner = self.feed_forward.inner_size
+        halves = 2 * hidden + (len(attention.projections) + 1) * vectors + 2 * inner
+        streams = torch.promote_types(dtype, torch.float32)
+        return 2 * hidden * streams.itemsize + halves * dtype.itemsize
+
     def compute(self, x1, x2, context):
         attended = self.attention(x2, context)
         y1 = x1 + attended.hidden_states

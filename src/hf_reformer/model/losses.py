@@ -4,6 +4,8 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
+from .tracing import readable
+
 logger = logging.get_logger(__name__)
 
 IGNORED = -100
@@ -52,16 +54,11 @@ def _per_item(total, labels, num_items_in_batch, ignore_index):
     where a mean would be 0 / 0 and the log of a whole run NaN."""
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum()
-        if _readable(labels) and num_items_in_batch == 0:
+        if readable(labels) and num_items_in_batch == 0:
             logger.warning_once("A batch has no label that counts: its loss is 0, and nothing is learned from it.")
     elif not torch.is_tensor(num_items_in_batch):
         return total / max(num_items_in_batch, 1)
     return total / num_items_in_batch.to(total.device).clamp(min=1)
-
-
-def _readable(tensor):
-    """Whether looking at values is free: a GPU would have to be waited for."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def problem_type_of(config, labels):
@@ -108,7 +105,7 @@ def _no_candidates(attention_mask, positions, ignored):
     """(B, L) bool: the padding of rows whose label is a real token."""
     padding = attention_mask == 0
     on_padding = padding.gather(1, positions.masked_fill(ignored, 0)[:, None]) & ~ignored[:, None]
-    if _readable(positions) and on_padding.any():
+    if readable(positions) and on_padding.any():
         logger.warning_once(
             "A start or end position is padding: in the loss of its row, padding is then a candidate too."
         )

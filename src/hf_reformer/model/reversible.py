@@ -99,7 +99,7 @@ def places(layers, as_built, hidden_states, seen_between, handed_out):
 def as_streams(hidden_states, reversible):
     """Where the two equal streams start: float32 or more, and on the grid if reversible halves work in half precision."""
     streams = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-    half = streams.dtype != hidden_states.dtype or _autocast(hidden_states)
+    half = working_type(hidden_states) != streams.dtype
     if not (reversible and half and streams.dtype == torch.float32):
         return streams
     return streams + (_on_grid(streams.detach()) - streams.detach())
@@ -116,8 +116,11 @@ def widened(stream):
     return stream.to(torch.float32)
 
 
-def _autocast(tensor):
-    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
+def working_type(hidden_states):
+    """Type that the halves work in."""
+    kind = hidden_states.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind) and hidden_states.dtype == torch.float32
+    return torch.get_autocast_dtype(kind) if autocast else hidden_states.dtype
 
 
 def _on_grid(x):
@@ -255,7 +258,7 @@ class _ReversibleLayer(torch.autograd.Function):
     def forward(ctx, call, attention, feed_forward, x1, x2, *parameters):
         """y1 = x1 + F(x2), y2 = x2 + G(y1), without a graph."""
         place = call.place
-        half = _autocast(x2) or any(p.dtype != x2.dtype for p in parameters)
+        half = working_type(x2) != x2.dtype or any(p.dtype != x2.dtype for p in parameters)
         ctx.call, ctx.check = call, Check(place.name, x1, x2, half)
         over1, over2 = (x1.detach(), x2.detach()) if place.unseen and place.below else (None, None)
         core_state = Replay(x2)
@@ -286,11 +289,12 @@ class _ReversibleLayer(torch.autograd.Function):
 
         grad = grad_y1 if unseen else grad_y1.clone()
         x2, grad_x1 = call.undo(call.feed_forward, feed_forward_state, totals, y1, y2, grad_y2, owned=owned, grad=grad)
+        del y2  # at the top of a stack x2 has memory of its own
         with core_state():
             (attended,), pull = vjp(call.core, (x2,), (True,), leaves)
         grad = torch.zeros_like(attended)
         x1, grad = call.undo(call.attention.output, output_state, totals, attended, y1, grad_x1, owned=owned, grad=grad)
-        del attended, y1, y2
+        del attended, y1
         (grad_x2,), grads = pull(leaves, [grad])
         totals.add(leaves, grads)
         grad_x2 = 0 if grad_x2 is None else grad_x2

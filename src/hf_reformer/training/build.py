@@ -278,7 +278,6 @@ def build_trainer(
             muon=muon_share if recipe.training.get("optim") == MUON else None,
             schedule_steps=extra.schedule_steps,
             evaluation_hashes=recipe.evaluation.num_hashes,
-            reversible_from=extra.reversible_from,
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"training: {error}") from error

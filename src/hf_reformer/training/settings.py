@@ -192,14 +192,12 @@ class ExtraTraining:
     """Keys of `training` beside those of `TrainingArguments`.
 
     `schedule_steps`: the length of the learning-rate schedule where it is not the run's. `muon_share`: with `optim: muon`, the
-    learning rate of what is no matrix of a layer, relative to the matrices' (null: 0.15). `reversible_from`: shorter inputs keep
-    their activations, which is faster, whatever `model.reversible` says. `early_stopping_patience`: the run ends after so many
-    evaluations without a better `metric_for_best_model` (the loss), and the best model is kept.
+    learning rate of what is no matrix of a layer, relative to the matrices' (null: 0.15). `early_stopping_patience`: the run ends
+    after so many evaluations without a better `metric_for_best_model` (the loss), and the best model is kept.
     """
 
     schedule_steps: Positive | None = None
     muon_share: Annotated[float, Ge(0)] | None = None
-    reversible_from: Annotated[int, Ge(0)] | None = None
     early_stopping_patience: Positive | None = None
 
 

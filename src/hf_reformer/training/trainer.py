@@ -35,7 +35,6 @@ class RecipeTrainer(CheckpointedTrainer):
         muon: use Muon, with this share of the learning rate for what is no matrix of a layer.
         schedule_steps: length of the learning-rate schedule, where it is not that of the run.
         evaluation_hashes: rounds of hashing in evaluation; None: the model's.
-        reversible_from: tokens; inputs shorter than this keep their activations. None: as the model's configuration says.
 
     Raises:
         ValueError: as soon as a loss that is logged is no number: nothing is saved or measured of such a model.
@@ -43,11 +42,9 @@ class RecipeTrainer(CheckpointedTrainer):
 
     stop_signals = tuple(getattr(signal, name) for name in STOPPING if hasattr(signal, name))
 
-    def __init__(
-        self, *, unit=None, muon=None, schedule_steps=None, evaluation_hashes=None, reversible_from=None, **kwargs
-    ):
+    def __init__(self, *, unit=None, muon=None, schedule_steps=None, evaluation_hashes=None, **kwargs):
         super().__init__(**kwargs)
-        self.unit, self.muon, self.reversible_from = unit, muon, reversible_from
+        self.unit, self.muon = unit, muon
         self.schedule_steps, self.evaluation_hashes = schedule_steps, evaluation_hashes
         self.parameters = None
         self.add_callback(Clock())
@@ -70,12 +67,6 @@ class RecipeTrainer(CheckpointedTrainer):
         """In the order of the examples, which are functions of seed and index: there is nothing to draw."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return torch.utils.data.SequentialSampler(dataset) if hasattr(dataset, "__len__") else None
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """A step that keeps the activations of short inputs."""
-        if self.reversible_from is not None:
-            self.model.reformer.encoder.reversible = inputs["input_ids"].shape[1] >= self.reversible_from
-        return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluation with its own number of hash rounds."""
