@@ -303,7 +303,11 @@ class ReformerConfig(PreTrainedConfig):
             buckets = {kind: self.bucket_factors(kind) for kind in LSH_LAYERS if self.uses(kind)}
             parts.append(f"{self.num_hashes} hash rounds, buckets {', '.join(f'{k} {b}' for k, b in buckets.items())}")
         return "; ".join(
-            [*parts, f"up to {self.maximum_length:,} tokens", REVERSIBLE[self.reversible].format(self.activation_budget)]
+            [
+                *parts,
+                f"up to {self.maximum_length:,} tokens",
+                REVERSIBLE[self.reversible].format(self.activation_budget),
+            ]
         )
 
     def uses(self, *kinds: str) -> bool:
