@@ -29,7 +29,7 @@ def changes_of(arguments: argparse.Namespace) -> list:
     """The changes of `--data`, in place of all other sources, and those of `--set`. Names of files are no YAML."""
     sources = []
     if arguments.data is not None:
-        files = [os.path.abspath(path) for path in arguments.data]
+        files = [p if p == "standard-library" else os.path.abspath(p) for p in arguments.data]
         others = ("evaluation_files", "dataset", "generated")
         sources = [("data", "files", files), *(("data", key, None) for key in others)]
     return [*sources, *arguments.changes]

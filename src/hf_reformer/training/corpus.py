@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -11,7 +11,15 @@ from ..model.tokenization_reformer import NUM_SPECIAL_TOKENS
 from .generated import generated_text
 from .settings import TextData
 from .sources import as_list, fingerprint_of, load_rows, source_of
-from .text_data import contents, digest_of, find_files, glued, split_documents, standard_library_files
+from .text_data import (
+    contents,
+    digest_of,
+    find_files,
+    glued,
+    split_documents,
+    standard_library_files,
+    without_near_duplicates,
+)
 from .vocabulary import build_tokenizer, encoded
 
 STANDARD_LIBRARY = "standard-library"
@@ -132,6 +140,12 @@ def read_documents(data: TextData, seed: int, trained: bool = True) -> Documents
     documents = hub_documents(data) if source == "dataset" else local_documents(data, seed)
     if documents.held_out is documents.training:
         return documents
+    if data.near_duplicates is not None and documents.held_out:
+        kept = without_near_duplicates(documents.training, documents.held_out, data.near_duplicates)
+        documents.counts["training_documents_left_out_as_near_duplicates_of_held-out_ones"] = len(
+            documents.training
+        ) - len(kept)
+        documents = replace(documents, training=kept)
     known = {digest_of(document) for document in documents.training}
     copies = sum(digest_of(document) in known for document in documents.held_out if len(document))
     if copies:
@@ -162,7 +176,9 @@ def local_documents(data: TextData, seed: int) -> Documents:
     named = [named_files(paths, counts) for paths in (data.files, data.evaluation_files)]
     documents, other = ([read(file) for file in files] for files in named)
     library = f"the sources of Python {platform.python_version()}'s standard library"
-    name = library if data.files == STANDARD_LIBRARY else "files of the user's own"
+    name = library if as_list(data.files) == [STANDARD_LIBRARY] else "files of the user's own"
+    if STANDARD_LIBRARY in as_list(data.files) and name != library:
+        name = f"{library} and {name}"
     if data.training_range is not None:
         ranges = [in_range(documents, getattr(data, key), key) for key in ("training_range", "evaluation_range")]
         return Documents(*ranges, f"bytes {data.training_range[0]:,} to {data.training_range[1]:,} of {name}", counts)
@@ -180,7 +196,10 @@ def named_files(paths: list[str] | str | None, counts: Counter) -> list:
     """The files that `data.files` or `data.evaluation_files` names."""
     if paths is None:
         return []
-    return standard_library_files() if paths == STANDARD_LIBRARY else find_files(as_list(paths), counts)
+    paths = as_list(paths)
+    library = standard_library_files() if STANDARD_LIBRARY in paths else []
+    others = [path for path in paths if path != STANDARD_LIBRARY]
+    return library + (find_files(others, counts) if others else [])
 
 
 def in_range(documents: list[np.ndarray], ends: list[int], name: str) -> list[np.ndarray]:

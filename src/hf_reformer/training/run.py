@@ -37,8 +37,6 @@ from .tasks import build_task
 from .trainer import RecipeTrainer
 from .vocabulary import load_tokenizer
 
-NAMES = ("byte", "bpe", "byte-bpe", "standard-library")  # that are no paths
-
 
 @dataclass(frozen=True)
 class Options:

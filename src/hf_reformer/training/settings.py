@@ -64,6 +64,8 @@ class TextData(Tokenised):
     `window_plan`: pairs (until, length): up to that share of the steps, random windows have that length, and lie anywhere among
     the model's positions. `training_range`, `evaluation_range`: bytes from, to of the files; without them, whole files (of a
     single file its end) are held out by a hash of their content, about `held_out` of the text.
+    `near_duplicates`: training documents that share more than this of their runs of eight words with a held-out document (or of
+    its runs with them) are left out, so that held-out text is new (null: only exact copies are told apart).
     `separate_documents`: an end token after each file or row.
     `streaming`: read the dataset as training goes on, in order or shuffled within `shuffle_buffer` examples.
     """
@@ -74,6 +76,7 @@ class TextData(Tokenised):
     training_range: list[int] | None = None
     evaluation_range: list[int] | None = None
     held_out: Share = 0.05
+    near_duplicates: Share | None = None
     separate_documents: bool = False
     mask_share: Share = 0.15
     streaming: bool = False

@@ -8,6 +8,7 @@ import hashlib
 import lzma
 import os
 import sysconfig
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages", "t
 BINARY_PROBE = 8192  # a file with a NUL among its first bytes is taken for binary, as git does
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MAPPED = 1 << 24  # bytes; larger files stay on disk (each takes a file descriptor)
+SHINGLE = 8  # words
 LEAST = 8  # bytes: two tokens to predict in a quarter of the text
 
 
@@ -156,6 +158,42 @@ def _cut_the_largest(documents: list[np.ndarray], wanted: int) -> TextSplit:
     copies = [document is largest or np.array_equal(document, largest) for document in documents]
     training = [d[:border] if copy else d for d, copy in zip(documents, copies, strict=True)]
     return TextSplit(training, [largest[border:]])
+
+
+def without_near_duplicates(training: Sequence[np.ndarray], held_out: Sequence[np.ndarray], share: float) -> list:
+    """The training documents but those that share more than `share` of their shingles, or of a held-out document's, with it.
+
+    A shingle is `SHINGLE` words one after another; documents with fewer have one. Compared are all pairs (resemblance by
+    shingles, Broder 1997).
+    """
+    sets = [_shingles(document) for document in held_out]
+    if not sets:
+        return list(training)
+    owners = np.repeat(np.arange(len(sets)), [len(found) for found in sets])
+    all_shingles = np.concatenate(sets)
+    order = np.argsort(all_shingles, kind="stable")
+    all_shingles, owners = all_shingles[order], owners[order]
+    sizes = np.array([len(found) for found in sets])
+
+    def resembles(document):
+        own = _shingles(document)
+        left, right = (np.searchsorted(all_shingles, own, side) for side in ("left", "right"))
+        met = np.concatenate([owners[a:b] for a, b in zip(left, right, strict=True) if b > a] or [owners[:0]])
+        common = np.bincount(met, minlength=len(sets))
+        return bool((common > share * np.minimum(sizes, len(own))).any())
+
+    return [document for document in training if not resembles(document)]
+
+
+def _shingles(document: np.ndarray) -> np.ndarray:
+    """Hashes of the different shingles of a document, uint64, sorted."""
+    words = bytes(document).split()
+    hashes = np.array([zlib.crc32(word) for word in words] or [0], np.uint64)
+    size = min(SHINGLE, len(hashes))
+    found = np.zeros(len(hashes) - size + 1, np.uint64)
+    for i in range(size):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - size + 1 + i]
+    return np.unique(found)
 
 
 def as_bytes_tensor(text: bytes) -> torch.Tensor:
