@@ -122,7 +122,7 @@ def by_hand(module, vectors, rotations, causal):
     return torch.where(alone, v, weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-30)).transpose(1, 2)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention", "traced"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "traced"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("kind", NEW)
 def test_a_new_layer_type_has_forward_and_backward(kind, causal, implementation, new_types):

@@ -8,7 +8,7 @@ from test_strict_attention import compare_with_dense
 from hf_reformer import ReformerConfig, ReformerModelWithLMHead
 from hf_reformer.model import attention_chunked as chunked_attention
 
-IMPLEMENTATIONS = ["eager", "sdpa", "flex_attention"]
+IMPLEMENTATIONS = ["eager", "sdpa"]
 KINDS = ["local", "lsh", "strict_local", "strict_lsh"]
 
 
@@ -51,17 +51,16 @@ def test_only_the_asked_for_kernel_runs(implementation, monkeypatch):
         monkeypatch.setattr(
             getattr(chunked_attention, kernel), "forward", spy(name, getattr(chunked_attention, kernel).forward)
         )
-    monkeypatch.setattr(chunked_attention.FlexRings, "rings", spy("flex_attention", chunked_attention.FlexRings.rings))
     config = config_with(implementation, KINDS)
     build(config)(tokens(config, 2, 47))
     assert set(used) == {implementation}
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
-def test_attention_dropout_falls_back_to_the_eager_kernel(implementation):
+def test_attention_dropout_falls_back_to_the_eager_kernel_and_says_so(monkeypatch):
     """The fused kernels know no dropout mask; the result is the eager one's, not one without dropout."""
-    outputs = []
-    for name in ("eager", implementation):
+    outputs, said = [], []
+    monkeypatch.setattr(chunked_attention.logger, "warning_once", said.append)
+    for name in ("eager", "sdpa"):
         config = config_with(
             name, KINDS, local_attention_probs_dropout_prob=0.3, lsh_attention_probs_dropout_prob=0.3, hash_seed=1
         )
@@ -69,6 +68,7 @@ def test_attention_dropout_falls_back_to_the_eager_kernel(implementation):
         torch.manual_seed(3)
         outputs.append(model(tokens(config, 2, 47)).logits)
     assert torch.equal(*outputs)
+    assert set(said) == {"attn_implementation='sdpa' runs as 'eager': its kernels know no attention dropout."}
 
 
 def test_default_is_eager_and_can_be_changed_and_saved(tmp_path):
@@ -77,8 +77,8 @@ def test_default_is_eager_and_can_be_changed_and_saved(tmp_path):
     model.set_attn_implementation("sdpa")
     assert model.reformer.encoder.layers[0].attention.self_attention.config._attn_implementation == "sdpa"
     model.save_pretrained(tmp_path)
-    loaded = ReformerModelWithLMHead.from_pretrained(tmp_path, attn_implementation="flex_attention")
-    assert loaded.config._attn_implementation == "flex_attention"
+    loaded = ReformerModelWithLMHead.from_pretrained(tmp_path, attn_implementation="eager")
+    assert loaded.config._attn_implementation == "eager"
     input_ids = tokens(model.config, 2, 47)
     torch.testing.assert_close(loaded(input_ids).logits, model(input_ids).logits, atol=1e-5, rtol=1e-5)
 

@@ -161,7 +161,10 @@ class ReformerSelfAttention(nn.Module):
     def routed_layout(self, q, routing, real_tokens):
         """The layout of tokens that stand in the order of `routing`."""
         once = self.hashes and not self.config.allow_duplicate_attention
-        where = {"bounds": bucket_bounds(routing.sorted_buckets)} if self.strict else {"real_tokens": real_tokens}
+        where = {"real_tokens": real_tokens}
+        if self.strict:
+            buckets = math.prod(self.config.bucket_factors(self.layer_type)) if self.hashes else 1
+            where = {"bounds": bucket_bounds(routing.sorted_buckets), "buckets": buckets + 1}
         return self.make_layout(q, len(routing.order), routing.order, correct_duplicates=once, **where)
 
     def window_dropout(self, chunk, slots, like):

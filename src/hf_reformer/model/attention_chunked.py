@@ -18,6 +18,7 @@ Shapes as in `attention_layout.py`; matrices of tokens are (B * L * H, D), D hea
 """
 
 import torch
+from transformers.utils import logging
 
 from .attention_blocks import (
     ALONE,
@@ -33,8 +34,10 @@ from .attention_blocks import (
     take,
     unit_keys_backward,
 )
-from .attention_flex import FlexRings, flex_applies, merge_rounds
+from .attention_varlen import VarlenRings, varlen_applies
 from .hashing import without_autocast
+
+logger = logging.get_logger(__name__)
 
 
 def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"):
@@ -45,29 +48,32 @@ def chunked_attention(q, k, v, layout, dropout_mask=None, implementation="eager"
         k: the same, or None where queries and keys are shared and normalised (LSH).
         layout: which slots, which windows, which rule.
         dropout_mask: (M, W), 0 or 1 / (1 - p), or None; one mask for all chunks, rounds, heads and examples, as in Trax.
-        implementation: `"eager"`, `"sdpa"` (PyTorch's fused kernels inside a block) or `"flex_attention"`. The fused ones
-            know no dropout mask and no correction of duplicates: then the eager one runs.
+        implementation: `"eager"` or `"sdpa"`, PyTorch's fused kernels: on a CPU inside a block, on a GPU variable-length
+            flash attention for strict layers in half precision. They know no dropout mask and no correction of duplicates:
+            then, and wherever else they cannot run, the eager one does, and one warning says why.
 
     Returns:
         (B, L, H, D) in the type of `v`. Products of half-precision inputs are taken in half precision where the device has
         that (`product_type`), all else in float32. A token that sees nothing in any round gets its own value.
     """
-    if dropout_mask is not None or layout.correct_duplicates:
-        implementation = "eager"
     shape, dtype = v.shape, v.dtype
     q, k, v = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (q, k, v))
-    kernel = EagerBlocks
-    if implementation == "sdpa" and sdpa_applies(v):
-        kernel = SdpaBlocks
-    elif implementation == "flex_attention" and flex_applies(layout):
-        kernel = FlexRings
     if torch._C._are_functorch_transforms_active():
         out = plain_attention(q, k, v, layout, dropout_mask)
-    elif kernel is FlexRings and v.device.type == "cuda":
-        out = FlexRings.rings(q, k, v, layout)[0]
     else:
+        kernel = EagerBlocks if implementation == "eager" else _fused_kernel(v, layout, dropout_mask)
         out = ChunkedAttention.apply(q, k, v, layout, dropout_mask, kernel)
     return out.view(shape).to(dtype)
+
+
+def _fused_kernel(v, layout, dropout_mask):
+    if dropout_mask is not None or layout.correct_duplicates:
+        what = "attention dropout" if dropout_mask is not None else "allow_duplicate_attention=False"
+        logger.warning_once(f"attn_implementation='sdpa' runs as 'eager': its kernels know no {what}.")
+        return EagerBlocks
+    if varlen_applies(v, layout):
+        return VarlenRings
+    return SdpaBlocks if sdpa_applies(v) else EagerBlocks
 
 
 class ChunkedAttention(torch.autograd.Function):
@@ -76,8 +82,8 @@ class ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, layout, dropout_mask, kernel):
         with without_autocast(v):
-            if kernel is FlexRings:
-                out, lse = FlexRings.rings(q, k, v, layout)
+            if kernel is VarlenRings:
+                out, lse = VarlenRings.forward(q, k, v, layout)
             else:
                 out, lse = _forward(q, k, v, layout, dropout_mask, kernel)
         ctx.save_for_backward(q, k, v, out, lse, dropout_mask)
@@ -90,6 +96,8 @@ class ChunkedAttention(torch.autograd.Function):
         with without_autocast(v):
             if torch.is_grad_enabled():  # `create_graph`: these gradients are to be differentiated in turn
                 grads = _gradients_with_graph(grad_out, q, k, v, ctx.layout, dropout_mask)
+            elif ctx.kernel is VarlenRings:
+                grads = VarlenRings.backward(grad_out, q, k, v, out, lse, ctx.layout)
             else:
                 grads = _backward(grad_out, q, k, v, out, lse, ctx.layout, dropout_mask, ctx.kernel)
         return *grads, None, None, None
@@ -159,7 +167,15 @@ def plain_attention(q, k, v, layout, dropout_mask=None):
         torch.stack([torch.cat(p).index_select(0, i) for p, i in zip(parts, in_order, strict=True)])
         for parts in (outs, lses)
     )
-    return merge_rounds(outs, lses / LOG2E, v, layout)[0]
+    return _merge_rounds(outs, lses / LOG2E, v, layout)
+
+
+def _merge_rounds(outs, lses, v, layout):
+    """One softmax over all rounds (eq. 13): (R, B * L * H, D), (R, B * L * H, 1) and values -> output."""
+    lse = lses.logsumexp(0)
+    merged = (outs * (lses - lse).exp()).sum(0)
+    rows = torch.arange(len(v), device=v.device)
+    return or_own(layout, rows, merged, lse, v.to(merged.dtype))
 
 
 def _gradients_with_graph(grad_out, q, k, v, layout, dropout_mask):

@@ -160,6 +160,7 @@ class Layout:
         real_tokens: (B, L) bool, False for padding, or None. Not needed with `bounds`.
         bounds: the first and the last slot with a token of the query's bucket, each an integer or (R, B * H, L); steps are
             then counted in slots. None (published layers): in positions.
+        buckets: how many a ring may have, with that of padding; of strict layers.
         correct_duplicates: a key met several times counts once (`allow_duplicate_attention=False`).
     """
 
@@ -168,6 +169,7 @@ class Layout:
     rule: Rule
     real_tokens: torch.Tensor | None = None
     bounds: tuple | None = None
+    buckets: int = 2
     correct_duplicates: bool = False
 
     @property
@@ -281,17 +283,3 @@ class Layout:
             return list(zip(slots, *(self.rings.as_rounds(e).gather(2, slots) for e in self._edges), strict=True))
         rounds = torch.arange(self.rings.rounds, device=slots.device)[:, None, None]
         return list(slots // self.windows.chunk + self.chunks_per_round * rounds)
-
-    def slot_mask(self):
-        """The same as a predicate (ring, _, query slot, key slot) -> bool, for `flex_attention`; it includes the window."""
-        rule, windows, chunks = self.rule, self.windows, self.ring_chunks
-        if self.bounds is not None:
-            left, right = self._edges
-            return lambda n, _, query, key: rule.sees(key - query, left[n, query], right[n, query])
-        keys, queries = self._key_positions, self.rings.positions
-
-        def seen(n, _, query, key):
-            step = (key // windows.chunk - query // windows.chunk + windows.before) % chunks
-            return (step < windows.chunks) & rule.sees(keys[n, key] - queries[n, query])
-
-        return seen

@@ -84,7 +84,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
     _supports_sdpa = True
-    _supports_flex_attn = True
+    _supports_flex_attn = False
 
     def __init__(self, config, *args, **kwargs):
         config.validate_reformer()
@@ -92,11 +92,9 @@ class ReformerPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
-        """`"eager"` by default: what was measured fastest (see `blocks.py`); `"sdpa"` and `"flex_attention"` on request."""
-        if requested_attention not in (None, "eager", "sdpa", "flex_attention"):
-            raise ValueError(
-                f"`attn_implementation` is {requested_attention!r}, but must be 'eager', 'sdpa' or 'flex_attention'."
-            )
+        """`"eager"` by default: on CPUs measured fastest (see `attention_blocks.py`); `"sdpa"` on request."""
+        if requested_attention not in (None, "eager", "sdpa"):
+            raise ValueError(f"`attn_implementation` is {requested_attention!r}, but must be 'eager' or 'sdpa'.")
         return "eager" if requested_attention is None else requested_attention
 
     @torch.no_grad()
