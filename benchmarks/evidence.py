@@ -5,8 +5,8 @@ page` writes docs/does-lsh-help.md from these files alone.
 
 Tasks, whose rows are drawn anew for every step:
 - `duplication`: 0w0w, the paper's (section 5.2, table 2): the second w is predicted.
-- `recall`: associative recall as in Zoology (MQAR): pairs of a key and its value, then the keys again, in places drawn by a
-  power law among fillers of 0; the values are predicted.
+- `recall`: associative recall: pairs of a key and its value, then keys of these, one after another, each of whose values is
+  predicted (Zoology's MQAR, but for its fillers: every place behind the pairs is a query, since repetition makes it learnable).
 """
 
 import argparse
@@ -64,21 +64,14 @@ def duplication(setting, count, generator):
 
 
 def recall(setting, count, generator):
-    """The same: `pairs` keys and values, then each key once more, with its value as the label there (no shift)."""
+    """The same: `pairs` keys and values, then keys drawn from these, with the value as the label there (no shift)."""
     half = setting.symbols // 2
     keys = torch.rand(count, half, generator=generator).argsort(1)[:, : setting.pairs] + 1
     values = torch.rand(count, half, generator=generator).argsort(1)[:, : setting.pairs] + 1 + half
     context = torch.stack([keys, values], 2).flatten(1)
-    ids = torch.zeros(count, setting.length, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    ids[:, : context.shape[1]] = context
-    free = (setting.length - context.shape[1]) // 2
-    weights = torch.arange(1, free + 1, dtype=torch.float64) ** (0.01 - 1)
-    gaps = torch.multinomial(weights.expand(count, -1), setting.pairs, generator=generator)
-    places = context.shape[1] + 2 * gaps
-    ids.scatter_(1, places, keys)
-    labels.scatter_(1, places, values)
-    return ids, labels
+    asked = torch.randint(setting.pairs, (count, setting.length - context.shape[1]), generator=generator)
+    labels = torch.cat([torch.full_like(context, -100), values.gather(1, asked)], 1)
+    return torch.cat([context, keys.gather(1, asked)], 1), labels
 
 
 TASKS = {"duplication": duplication, "recall": recall}
@@ -101,7 +94,7 @@ def config_of(setting, kind, rounds):
         local_attn_chunk_length=setting.chunk // 2, lsh_attn_chunk_length=setting.chunk, eos_token_id=None,
         axial_pos_shape=[rows, -(-setting.length // rows)], axial_pos_embds_dim=[setting.width // 2] * 2,
         max_position_embeddings=setting.length, hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
-        lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="balanced", reversible="auto",
+        lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="sinusoidal", reversible="auto",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import benchmarks
-from benchmarks import house
+from benchmarks import gpu, gpu_counts, house
 from benchmarks.__main__ import main, read_results
 from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
@@ -229,3 +229,18 @@ def test_the_house_counts_what_is_committed_as_what_is_there():
     """One folder is a link into another place, which must not count twice."""
     now, then = house.modules_now(["src", "conversion"]), house.modules_at("HEAD", ["src", "conversion"])
     assert sum(path.endswith("gin.py") for path in now) == sum(path.endswith("gin.py") for path in then) == 1
+
+
+def test_a_step_on_a_gpu_reads_no_number_back_and_the_fused_kernel_launches_less():
+    """On tensors without numbers reading one raises."""
+    eager, fused = (gpu_counts.counted(name, 2, ("strict_local", "strict_lsh"), 2048, 1) for name in ("eager", "sdpa"))
+    assert fused.count["_flash_attention_forward"] == 2 * (1 + 4)  # a call for each round, in forward and backward
+    assert fused.count["_flash_attention_backward"] == 1 + 4
+    assert not eager.count["_flash_attention_forward"] and "bmm" in eager.count
+    assert sum(fused.bytes.values()) < sum(eager.bytes.values())
+
+
+def test_the_script_for_a_gpu_runs_at_small_size_without_one(capsys):
+    gpu.main(["--smoke", "--runs", "strict, eager", "full"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [line["run"] for line in lines] == ["strict, eager", "full"] and all(line["seconds"] > 0 for line in lines)

@@ -443,3 +443,56 @@ def test_compressors_need_little_for_repetition_and_all_bits_for_noise():
         assert 8.0 < bits_per_byte(text) < 8.1
         assert bits_per_byte(b"ab" * 25_000) < 0.05
     assert xz_bits_per_byte(text * 2) < 4.1 < gzip_bits_per_byte(text * 2)  # gzip looks 32,768 bytes back
+
+
+# --- near-duplicates --------------------------------------------------------------------------------------------------
+
+
+def words(seed, count):
+    generator = random.Random(seed)
+    return [f"w{generator.randrange(10_000)}" for _ in range(count)]
+
+
+def document(*parts):
+    return np.frombuffer(" ".join(word for part in parts for word in part).encode(), np.uint8)
+
+
+def test_documents_that_share_runs_of_words_with_held_out_ones_are_left_out_of_training():
+    held_out, other, more = words(0, 400), words(1, 400), words(2, 4000)
+    training = {
+        "half of it is held out": document(held_out[:200], other[:200]),
+        "holds a held-out document": document(more, held_out),
+        "a tenth of it is held out": document(held_out[:40], other[:360]),
+        "another": document(other),
+        "the same words in another order": document(sorted(held_out)),
+        "short": document(other[:3]),
+    }
+    kept = text_data.without_near_duplicates(list(training.values()), [document(held_out), document(words(3, 50))], 0.3)
+    names = {bytes(array): name for name, array in training.items()}
+    assert [names[bytes(array)] for array in kept] == list(training)[2:]
+
+
+def test_a_short_held_out_document_within_a_long_one_is_found():
+    title = words(0, 5)
+    assert (
+        text_data.without_near_duplicates([document(title), document(words(1, 99))], [document(title)], 0.5)[0].size
+        > 30
+    )
+
+
+def test_near_duplicates_are_counted_and_the_standard_library_stands_among_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_reformer.training.corpus.standard_library_files", lambda: [tmp_path / "library.py"])
+    (tmp_path / "library.py").write_text(" ".join(words(9, 300)))
+    (tmp_path / "held.txt").write_text(" ".join(words(0, 300)))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "near.txt").write_text(" ".join(words(0, 300)[:250] + words(1, 50)))
+    (tmp_path / "texts" / "new.txt").write_text(" ".join(words(2, 300)))
+    data = TextData(
+        files=[str(tmp_path / "texts"), "standard-library"], evaluation_files=[str(tmp_path / "held.txt")], context=32,
+        near_duplicates=0.3,
+    )  # fmt: skip
+    corpus = read_corpus(data, seed=0)
+    text = bytes((corpus.training[0 : len(corpus.training)] - 2).astype(np.uint8)).decode()
+    assert text.split() == words(9, 300) + words(2, 300)
+    assert corpus.counts["training_documents_left_out_as_near_duplicates_of_held-out_ones"] == 1
+    assert "standard library and files of the user's own" in corpus.description

@@ -33,8 +33,8 @@ def is_tokenwise(module):
 
 def fitting_tokens(like, numbers, batch_size):
     """How many tokens of each sequence to work on at a time, with so many `numbers` each: on a CPU what stays in its cache
-    (2 MiB in float32) and in memory that need not be asked for anew, elsewhere 64 times as many; 16 at least."""
-    budget = 2**19 if like.device.type == "cpu" else 2**25
+    (2 MiB in float32) and in memory that need not be asked for anew, elsewhere 256 times as many; 16 at least."""
+    budget = 2**19 if like.device.type == "cpu" else 2**27
     return max(16, budget // (batch_size * numbers))
 
 
