@@ -44,6 +44,7 @@ class Setting:
     width: int = 128
     heads: int = 2
     chunk: int = 16
+    std: float = 0.1  # of all weights at the start, words and positions too
 
     @property
     def name(self):
@@ -94,7 +95,7 @@ def config_of(setting, kind, rounds):
         local_attn_chunk_length=setting.chunk // 2, lsh_attn_chunk_length=setting.chunk, eos_token_id=None,
         axial_pos_shape=[rows, -(-setting.length // rows)], axial_pos_embds_dim=[setting.width // 2] * 2,
         max_position_embeddings=setting.length, hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
-        lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="sinusoidal", reversible="auto",
+        lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="published", initializer_range=setting.std, axial_norm_std=setting.std, reversible="auto",
     )  # fmt: skip
 
 

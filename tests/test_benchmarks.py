@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import benchmarks
-from benchmarks import gpu, gpu_counts, house
+from benchmarks import gpu, gpu_counts, house, turns
 from benchmarks.__main__ import main, read_results
 from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
@@ -244,3 +244,17 @@ def test_the_script_for_a_gpu_runs_at_small_size_without_one(capsys):
     gpu.main(["--smoke", "--runs", "strict, eager", "full"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [line["run"] for line in lines] == ["strict, eager", "full"] and all(line["seconds"] > 0 for line in lines)
+
+
+def test_runs_take_turns_in_processes_that_stay(capfd):
+    turns.main(
+        [
+            "--repetitions",
+            "2",
+            '{"length": 256}',
+            f'{Path(turns.__file__).parent.parent}@{{"length": 256, "strict": true}}',
+        ]
+    )
+    rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip().partition("{")[2] for row in rows] == ['"length": 256}`', '"length": 256, "strict": true}`']
+    assert all(float(number) > 0 for row in rows for number in row[1:]) and float(rows[0][3]) == 1
