@@ -95,7 +95,8 @@ def config_of(setting, kind, rounds):
         local_attn_chunk_length=setting.chunk // 2, lsh_attn_chunk_length=setting.chunk, eos_token_id=None,
         axial_pos_shape=[rows, -(-setting.length // rows)], axial_pos_embds_dim=[setting.width // 2] * 2,
         max_position_embeddings=setting.length, hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
-        lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="published", initializer_range=setting.std, axial_norm_std=setting.std, reversible="auto",
+        lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="published",
+        initializer_range=setting.std, axial_norm_std=setting.std, reversible="auto",
     )  # fmt: skip
 
 

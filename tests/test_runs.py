@@ -12,7 +12,7 @@ from runs import results_of, signal_at, text_recipe, train, weights, write_recip
 from transformers import TrainerCallback
 
 from hf_reformer import ReformerByteTokenizer, cli
-from hf_reformer.training import machine, minutes, report, sealing, trainer
+from hf_reformer.training import machine, minutes, report, sealing, trainer, verify_card
 from hf_reformer.training.build import build_model, build_trainer, config_for, plan_of, training_arguments
 from hf_reformer.training.checkpoints import latest_whole_checkpoint
 from hf_reformer.training.evaluate import evaluate_model
@@ -576,3 +576,22 @@ def test_the_bar_knows_that_steps_grow():
 
 def test_the_lock_stays_out_of_the_way(done):
     assert LOCK_FILE in {path.name for path in done.iterdir()}
+
+
+def test_the_figures_of_a_card_are_verified_by_measuring_again(texts, tmp_path, capsys):
+    model = tmp_path / "run" / "model"
+    train(text_recipe(tmp_path, texts), tmp_path / "run")
+    assert verify_card.main([str(model)]) == 0
+    assert "DIFFERENT" not in capsys.readouterr().out
+    card = (model / "README.md").read_text()
+    figure = json.loads((tmp_path / "run" / "results.json").read_text())["after"]["bits_per_byte"]
+    (model / "README.md").write_text(card.replace(f"value: {round(figure, 4)}", f"value: {round(figure * 0.98, 4)}"))
+    assert verify_card.main([str(model)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.endswith("DIFFERENT")] == ["bits_per_byte"]
+    texts[0].write_bytes(b"another text altogether\n" * 9)
+    assert verify_card.main([str(model)]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    (model / "README.md").unlink()
+    assert verify_card.main([str(model)]) == 2
+    assert "has no card" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """The Reformer as a Hugging Face model package."""
 
-from .auto import register
+from .auto import pretrained, register
 from .model.cache import ReformerCache
 from .model.configuration_reformer import ReformerConfig
 from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
@@ -35,4 +35,5 @@ __all__ = [
     "ReformerTokenizer",
     "__version__",
     "pool",
+    "pretrained",
 ]

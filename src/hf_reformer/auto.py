@@ -1,5 +1,7 @@
 """Registers the classes over model type `reformer`, so that transformers' Auto classes and pipelines give ours."""
 
+from pathlib import Path
+
 import transformers
 from transformers import (
     AutoConfig,
@@ -51,6 +53,26 @@ class TokenizerOfRepository(ReformerTokenizer):
                 "tokenizer that it was trained with by itself."
             )
         return ReformerByteTokenizer(model_max_length=config.maximum_length, name_or_path=str(name))
+
+
+SHIPPED = Path(__file__).parent / "pretrained"
+
+
+def pretrained(name: str) -> str:
+    """The folder of a checkpoint that ships with this package, for `from_pretrained`.
+
+    Raises:
+        ValueError: for other names; it lists those that there are.
+    """
+    names = shipped()
+    if name not in names:
+        raise ValueError(f"`name` is {name!r}, but must be one of {', '.join(names)}, which ship with hf_reformer.")
+    return str(SHIPPED / name)
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints that ship with this package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def register():

@@ -7,11 +7,14 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from ..auto import pretrained, shipped
+
 CONFIG = "config.json"
 
 
 def model_folder(name: str, revision: str | None = None) -> str:
-    """The folder of a model, also that of the run it lies in; a name that stands for one on the Hub is given back as it is.
+    """The folder of a model, also that of the run it lies in, or one that ships with the package; a name that stands for one on
+    the Hub is given back as it is.
 
     Raises:
         ValueError: where there is neither. It is known at once: the network is asked once, and not for what looks like a path.
@@ -19,12 +22,14 @@ def model_folder(name: str, revision: str | None = None) -> str:
     folders = [folder for folder in (Path(name), Path(name, "model")) if (folder / CONFIG).is_file()]
     if folders:
         return str(folders[0])
+    if name in shipped():
+        return pretrained(name)
     if Path(name).exists():
         raise ValueError(f"model {name!r} holds no model: {CONFIG} is missing, and model{os.sep}{CONFIG}, too")
     owner, *rest = Path(name).parts or [""]
     if name.startswith(("/", ".", "~")) or "\\" in name or len(rest) > 1 or (rest and Path(owner).exists()):
         raise ValueError(
-            f"model {name!r} does not exist; allowed are the folder of a model or run, and a name on the Hub"
+            f"model {name!r} does not exist; allowed are the folder of a model or run, {', '.join(shipped())} and a name on the Hub"
         )
     check_on_hub(name, revision)
     return name
