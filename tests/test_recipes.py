@@ -13,7 +13,7 @@ from hf_reformer.training.report import write_recipe
 
 ALL = [
     "classification", "crime-and-punishment", "duplication", "enwik8", "imagenet64", "masked-lm", "question-answering",
-    "quickstart", "text", "token-classification",
+    "quickstart", "text", "text-16k", "token-classification",
 ]  # fmt: skip
 STEPS = [1, 50, 99, 100, 101, 599, 1999, 2000, 2001, 7999, 8000, 20_000]
 
@@ -292,3 +292,12 @@ def test_a_file_that_is_no_recipe_is_refused(text, part, tmp_path, capsys):
     path.write_text(text)
     assert cli.main(["train", str(path)]) == 2
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_half_precision_is_used_where_the_processor_has_it(able, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    assert training_arguments(load_recipe("quickstart"), tmp_path, "cpu").bf16 is able
+    assert training_arguments(load_recipe("duplication"), tmp_path, "cpu").bf16 is False
+    asked = load_recipe("quickstart", ["training.bf16=true"])
+    assert training_arguments(asked, tmp_path, "cpu").bf16 is True

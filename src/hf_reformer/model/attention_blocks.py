@@ -44,11 +44,15 @@ class Vectors(NamedTuple):
 def product_type(v):
     """The type of the vectors, but float32 for half precision that a CPU has no instructions for; sums, maxima and what they
     are added up to are at least float32 anyway."""
-    if v.device.type != "cpu" or v.dtype not in (torch.float16, torch.bfloat16):
-        return v.dtype
+    half = v.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and v.device.type == "cpu" and not cpu_multiplies(v.dtype) else v.dtype
+
+
+def cpu_multiplies(dtype):
+    """Whether this CPU has instructions for products in a type of half precision."""
     able = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
-    names = ("avx512_bf16", "amx_bf16") if v.dtype == torch.bfloat16 else ("amx_fp16",)
-    return v.dtype if any(able.get(name, False) for name in names) else torch.float32
+    names = ("avx512_bf16", "amx_bf16") if dtype == torch.bfloat16 else ("amx_fp16",)
+    return any(able.get(name, False) for name in names)
 
 
 def gather(q, k, v, layout, block):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, TrainingArguments
 
 from ..model.configuration_reformer import ReformerConfig
 from .initialisation import INITIALISATIONS
-from .machine import pick_device
+from .machine import has_fast_bfloat16, pick_device
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
 from .settings import DuplicationData, ImageData, Recipe
@@ -48,6 +48,8 @@ def training_arguments(recipe: Recipe, output: Path, device: str = "auto", quiet
     report_to = given.pop("report_to", None)
     if report_to is None:
         report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    if recipe.extra.half_precision == "auto" and not (given.get("bf16") or given.get("fp16")):
+        given["bf16"] = has_fast_bfloat16(pick_device(device))
     if recipe.extra.early_stopping_patience is not None:
         given = {"load_best_model_at_end": True, "metric_for_best_model": "loss", **given}
     settings = {

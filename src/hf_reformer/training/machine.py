@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..model.attention_blocks import cpu_multiplies
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` is a GPU where there is one.
@@ -25,6 +27,13 @@ def pick_device(name: str = "auto") -> torch.device:
             f"device is {name!r}, which cannot be used here ({str(error).splitlines()[0]}); allowed here are auto, "
             f"{', '.join(sorted(present))}"
         ) from None
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32, as far as the device tells."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and cpu_multiplies(torch.bfloat16)
 
 
 def describe_machine(device: torch.device) -> str:

@@ -196,12 +196,14 @@ class ExtraTraining:
 
     `schedule_steps`: the length of the learning-rate schedule where it is not the run's. `muon_share`: with `optim: muon`, the
     learning rate of what is no matrix of a layer, relative to the matrices' (null: 0.15). `early_stopping_patience`: the run ends
-    after so many evaluations without a better `metric_for_best_model` (the loss), and the best model is kept.
+    after so many evaluations without a better `metric_for_best_model` (the loss), and the best model is kept. `half_precision`:
+    `auto` is `bf16: true` where the device has instructions for it.
     """
 
     schedule_steps: Positive | None = None
     muon_share: Annotated[float, Ge(0)] | None = None
     early_stopping_patience: Positive | None = None
+    half_precision: Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)
