@@ -4,7 +4,7 @@ All models take turns, some tokens each, so that whatever else the machine does 
 run. `python -m benchmarks --cases generation` runs this file; `python -m benchmarks.decoding` alone has more options.
 
 The model: 6 layers, hidden size 256, feed-forward 512, 2 heads of 64 (GPT-2: 4, its heads must add up to the hidden
-size), chunks of 64, vocabulary 320, float32, batch 1.
+size), chunks of 64, vocabulary 320, float32 unless said, batch 1.
 """
 
 import argparse
@@ -35,12 +35,13 @@ SIZES = {
 class Ours:
     """hf_reformer with its cache."""
 
-    def __init__(self, kinds, num_hashes):
-        self.name = "hf_reformer " + "/".join(kinds)
+    def __init__(self, kinds, num_hashes, dtype=torch.float32):
+        self.name = "hf_reformer " + "/".join(kinds) + (", bf16" if dtype == torch.bfloat16 else "")
+        self.dtype = dtype
         self.config = ReformerConfig(attn_layers=list(kinds) * (LAYERS // 2), num_hashes=num_hashes, **SIZES)
 
     def build(self):
-        self.model = ReformerModelWithLMHead(self.config).eval()
+        self.model = ReformerModelWithLMHead(self.config).to(self.dtype).eval()
 
     def prefill(self, input_ids, room):
         self.cache = ReformerCache(self.model.config, reserve=room)
@@ -113,7 +114,8 @@ class GPT2:
 def contestants(num_hashes, peers=True):
     """Every model, to be built with random weights."""
     torch.manual_seed(0)
-    models = [Ours(("strict_local", "strict_lsh"), num_hashes), Ours(("local", "lsh"), num_hashes)]
+    types = (("strict_local", "strict_lsh"), ("local", "lsh"))
+    models = [Ours(kinds, num_hashes, dtype) for dtype in (torch.float32, torch.bfloat16) for kinds in types]
     return models + ([Stock(num_hashes), GPT2(SIZES["max_position_embeddings"])] if peers else [])
 
 
