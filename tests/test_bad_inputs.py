@@ -224,8 +224,8 @@ BAD_INPUTS = {
     "embeddings that are integers": ({"inputs_embeds": ids(2, 9, 14)}, "inputs_embeds", "int64"),
     "a mask that is a list": ({"input_ids": ids(1, 2), "attention_mask": [[1, 1]]}, "attention_mask", "list"),
     "positions that are a list": ({"input_ids": ids(1, 2), "position_ids": [[0, 1]]}, "position_ids", "list"),
-    "positions that start again": (
-        {"input_ids": ids(2, 9), "position_ids": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]])}, "position_ids", "4 back to 0",
+    "positions that go back": (
+        {"input_ids": ids(2, 9), "position_ids": torch.tensor([[0, 1, 2, 3, 4, 1, 2, 3, 4]])}, "position_ids", "4 back to 1",
     ),
     "labels that are a list": ({"input_ids": ids(1, 2), "labels": [[1, 1]]}, "labels", "list"),
     "a misspelt argument": ({"input_ids": ids(2, 9), "attention_maks": ids(2, 9)}, "attention_maks", "attention_mask"),

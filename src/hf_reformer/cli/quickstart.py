@@ -23,7 +23,7 @@ def register(subparsers) -> None:
     parser.add_argument(
         "--data", nargs="+", metavar="PATH", help="files and folders (default: Python's standard library)"
     )
-    parser.add_argument("--steps", type=int, help="training steps (default: 1800)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 3200)")
     parser.add_argument("--context", type=int, help="bytes of context (default: 16384)")
     parser.add_argument("--seed", type=int, help="seed of everything that is drawn (default: 0)")
     parser.add_argument("--learning-rate", type=float, help="highest learning rate (default: 0.02)")

@@ -93,8 +93,9 @@ class ReformerSelfAttention(nn.Module):
         return None
 
     def forward(
-        self, vectors, cache=None, rotations=None, output_attentions=False, keep_last=0, real_tokens=None, routing=None
-    ):
+        self, vectors, cache=None, rotations=None, output_attentions=False, keep_last=0, real_tokens=None, routing=None,
+        documents=None,
+    ):  # fmt: skip
         """Queries, keys and values as `project` gives them -> `SelfAttentionOutput`, by the way that fits the call.
 
         Args:
@@ -103,21 +104,24 @@ class ReformerSelfAttention(nn.Module):
             keep_last: see `prefill`.
             real_tokens: (B, L) bool, False for padding, or None. With a filled cache the cache knows.
             routing: what an earlier call with these queries gave.
+            documents: (B, L) int32, of packed rows, whose tokens do not see each other across documents, or None.
         """
         if cache is None and tracing() and not output_attentions:
             return self.traced(vectors, rotations, real_tokens)
         if cache is None:
-            return self.over_all(vectors, rotations, real_tokens, routing, output_attentions)
+            return self.over_all(vectors, rotations, real_tokens, routing, output_attentions, documents)
         if cache.get_seq_length() == 0:
             return self.prefill(vectors, cache, rotations, real_tokens, output_attentions, keep_last)
         return self.decode(vectors, cache, rotations, output_attentions)
 
-    def over_all(self, vectors, rotations=None, real_tokens=None, routing=None, output_attentions=False):
+    def over_all(
+        self, vectors, rotations=None, real_tokens=None, routing=None, output_attentions=False, documents=None
+    ):
         """Every token attends: block by block, with a backward of its own."""
         (q, k, v), length = vectors, vectors[2].shape[1]
         padded = self.padded_length(length)
         q, k, v = (_pad(x, padded) for x in vectors)
-        layout, routing = self.layout(q, length, rotations, real_tokens, routing)
+        layout, routing = self.layout(q, length, rotations, real_tokens, routing, documents)
         dropout_mask = self.window_dropout(layout.windows.chunk, layout.windows.slots, v)
         attended = chunked_attention(q, k, v, layout, dropout_mask, self.config._attn_implementation)
         probabilities = attention_probabilities(q, k, v, layout) if output_attentions else None
@@ -146,7 +150,7 @@ class ReformerSelfAttention(nn.Module):
 
     # --- for layers that work in chunks
 
-    def layout(self, q, length, rotations, real_tokens, routing):
+    def layout(self, q, length, rotations, real_tokens, routing, documents=None):
         """The `Layout` for queries (B, padded length, H, D), `length` of them tokens, and the routing (or None)."""
         raise NotImplementedError
 
@@ -158,14 +162,24 @@ class ReformerSelfAttention(nn.Module):
             windows = Windows(padded, 0, 0)
         return Layout(rings, windows, self.rule, **others)
 
-    def routed_layout(self, q, routing, real_tokens):
-        """The layout of tokens that stand in the order of `routing`."""
+    def routed_layout(self, q, routing, real_tokens, packed=False):
+        """The layout of tokens that stand in the order of `routing`; in packed rows each may be a bucket."""
         once = self.hashes and not self.config.allow_duplicate_attention
         where = {"real_tokens": real_tokens}
         if self.strict:
             buckets = math.prod(self.config.bucket_factors(self.layer_type)) if self.hashes else 1
-            where = {"bounds": bucket_bounds(routing.sorted_buckets), "buckets": buckets + 1}
+            buckets = q.shape[1] if packed else buckets + 1
+            where = {"bounds": bucket_bounds(routing.sorted_buckets), "buckets": buckets}
         return self.make_layout(q, len(routing.order), routing.order, correct_duplicates=once, **where)
+
+    def sort(self, buckets, num_buckets, real_tokens, documents):
+        """Tokens in the order of (document, bucket, position), padding last."""
+        if documents is not None:  # the highest digit of the bucket
+            missing = buckets.shape[3] - documents.shape[1]
+            documents = nn.functional.pad(documents, (0, missing))[:, None, None]
+            buckets = buckets + documents.to(torch.int64) * num_buckets
+            num_buckets = num_buckets * buckets.shape[3]
+        return _sort(buckets, real_tokens, num_buckets)
 
     def window_dropout(self, chunk, slots, like):
         """One dropout mask (M, W) for all windows, or None."""
@@ -184,7 +198,7 @@ class ReformerSelfAttention(nn.Module):
 class LocalSelfAttention(ReformerSelfAttention):
     """`"local"`: chunks of the sequence and their neighbours, round its end when bidirectional, as in Trax."""
 
-    def layout(self, q, length, rotations, real_tokens, routing):
+    def layout(self, q, length, rotations, real_tokens, routing, documents=None):
         return self.make_layout(q, real_tokens=_real(real_tokens, q, length)), None
 
 
@@ -194,13 +208,13 @@ class StrictLocalSelfAttention(ReformerSelfAttention):
 
     strict = True
 
-    def layout(self, q, length, rotations, real_tokens, routing):
-        if real_tokens is None:
+    def layout(self, q, length, rotations, real_tokens, routing, documents=None):
+        if real_tokens is None and documents is None:
             return self.make_layout(q, bounds=(0, length - 1)), None
         if routing is None:
             one_bucket = torch.zeros((q.shape[0], self.heads, 1, q.shape[1]), dtype=torch.int32, device=q.device)
-            routing = _sort(one_bucket, _real(real_tokens, q, length), 1)
-        return self.routed_layout(q, routing, None), routing
+            routing = self.sort(one_bucket, 1, _real(real_tokens, q, length), documents)
+        return self.routed_layout(q, routing, None, documents is not None), routing
 
 
 class LSHSelfAttention(ReformerSelfAttention):
@@ -214,14 +228,14 @@ class LSHSelfAttention(ReformerSelfAttention):
     def sample_rotations(self, num_hashes, device, dtype):
         return hash_rotations(self.config, self.layer_type, self.layer_idx, num_hashes, self.training, device, dtype)
 
-    def layout(self, q, length, rotations, real_tokens, routing):
+    def layout(self, q, length, rotations, real_tokens, routing, documents=None):
         real_tokens = _real(real_tokens, q, length)
         if not self.strict and q.shape[1] <= self.chunk_length:
             return self.make_layout(q, real_tokens=real_tokens), routing
         if routing is None:
             factors = self.config.bucket_factors(self.layer_type)
-            routing = _sort(compute_buckets(q, rotations, factors), real_tokens, math.prod(factors))
-        return self.routed_layout(q, routing, real_tokens), routing
+            routing = self.sort(compute_buckets(q, rotations, factors), math.prod(factors), real_tokens, documents)
+        return self.routed_layout(q, routing, real_tokens, documents is not None), routing
 
 
 class StrictLSHSelfAttention(LSHSelfAttention):
@@ -236,10 +250,13 @@ class FullSelfAttention(ReformerSelfAttention):
 
     chunked = False
 
-    def over_all(self, vectors, rotations=None, real_tokens=None, routing=None, output_attentions=False):
+    def over_all(
+        self, vectors, rotations=None, real_tokens=None, routing=None, output_attentions=False, documents=None
+    ):
         attended, probabilities = full_attention(
-            *vectors, self.rule, real_tokens=real_tokens, dropout=self.dropout, output_attentions=output_attentions
-        )
+            *vectors, self.rule, real_tokens=real_tokens, documents=documents, dropout=self.dropout,
+            output_attentions=output_attentions,
+        )  # fmt: skip
         return SelfAttentionOutput(attended.flatten(2), None, probabilities)
 
     def traced(self, vectors, rotations=None, real_tokens=None):

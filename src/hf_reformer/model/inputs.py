@@ -10,6 +10,7 @@ import inspect
 
 import torch
 
+from .configuration_checks import PUBLISHED_LAYERS
 from .losses import IGNORED
 from .tracing import readable
 
@@ -95,24 +96,54 @@ def _check_size(config, name, shape, past):
 
 
 def check_position_ids(config, position_ids, shape, real_tokens=None):
-    """Position ids (B, L) or (1, L), each below `config.maximum_length`, that never go back among the real tokens (B, L) of
-    a row. Returns them as int64."""
+    """Position ids (B, L) or (1, L), each below `config.maximum_length`. They may go back among the real tokens (B, L) of a row
+    to 0 alone, where another document begins (as `DataCollatorWithFlattening` packs them).
+
+    Returns:
+        The ids as int64, and the number of each token's document (B, L), or None where each row is one (on a GPU, which
+        is not waited for, always numbers).
+    """
     allowed = ((1, shape[1]), tuple(shape))
     position_ids = as_ids("position_ids", position_ids)
     _check_shape("position_ids", position_ids, tuple(position_ids.shape) in allowed, f"{allowed[1]} or {allowed[0]}")
     _check_range("position_ids", position_ids, config.maximum_length, "the maximum length")
+    real = (
+        position_ids.new_ones(shape, dtype=torch.bool) if real_tokens is None else real_tokens.to(position_ids.device)
+    )
+    begins = real & (position_ids == 0) & (real.cumsum(1) > 1)
+    documents = begins.cumsum(1).to(torch.int32)
     if readable(position_ids):
-        real = torch.ones(shape, dtype=torch.bool) if real_tokens is None else real_tokens.to("cpu", torch.bool)
-        # the highest position of a real token so far, in front of each token
-        highest = position_ids.expand(shape).masked_fill(~real, -1).cummax(1).values
-        back = real[:, 1:] & (position_ids.expand(shape)[:, 1:] < highest[:, :-1])
-        if bool(back.any()):
-            row, at = (int(n) for n in back.nonzero()[0])
-            raise ValueError(
-                f"`position_ids` goes from {int(highest[row, at])} back to {int(position_ids.expand(shape)[row, at + 1])} in row "
-                f"{row}, but must never go back: tokens would attend across the documents of a packed row. Give one each row."
-            )
-    return position_ids
+        _check_documents(position_ids.expand(shape), begins, documents, real)
+        return position_ids, documents if bool((documents > 0).any()) else None
+    return position_ids, documents
+
+
+def _check_documents(positions, begins, documents, real):
+    """Raises where the positions (B, L) go back within a document."""
+    # the highest position of a real token of its document so far; that of a later document is on a higher floor
+    floor = documents.to(torch.int64) * (int(positions.max()) + 1)
+    highest = (positions + floor).masked_fill(~real, -1).cummax(1).values
+    back = real[:, 1:] & ~begins[:, 1:] & ((positions + floor)[:, 1:] < highest[:, :-1])
+    if bool(back.any()):
+        row, at = (int(n) for n in back.nonzero()[0])
+        raise ValueError(
+            f"`position_ids` goes from {int((highest - floor)[row, at])} back to {int(positions[row, at + 1])} in row {row}, but "
+            "must go back to 0 only, where another document of a packed row begins."
+        )
+
+
+def check_packing(config, documents, cache):
+    """The documents (B, L) of packed rows, or None; raises where this model cannot keep them apart."""
+    if documents is None:
+        return None
+    published = config.uses(*PUBLISHED_LAYERS)
+    if readable(documents) and (published or cache is not None):
+        reason = "a model with 'local' or 'lsh' layers" if published else "a cache"
+        raise ValueError(
+            f"`position_ids` begins again within a row, as of several documents, but must not with {reason}, where they would see "
+            "each other."
+        )
+    return None if published or cache is not None else documents
 
 
 def check_labels(name, labels, shape, num_classes, classes="`vocab_size`"):

@@ -28,6 +28,7 @@ class Context:
         output_attentions: hand out the probabilities.
         cache: of the layer, which holds the tokens before these and is added to, or None.
         rotations: the layer's, or None where it does not hash.
+        documents: (B, L) int32, the document of each token of packed rows, or None.
     """
 
     real_tokens: torch.Tensor | None = None
@@ -35,6 +36,7 @@ class Context:
     output_attentions: bool = False
     cache: Any = None
     rotations: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
 
     def of(self, self_attention, x):
         """The same with the layer's rotations: those of its cache, which everything there was hashed with, or new ones."""
@@ -95,7 +97,7 @@ class ReformerAttention(nn.Module):
         vectors = tokenwise(_project, modules, hidden_states, numbers=hidden)
         return self.self_attention(
             vectors, cache=context.cache, rotations=context.rotations, output_attentions=context.output_attentions,
-            real_tokens=context.real_tokens, routing=routing, keep_last=last,
+            real_tokens=context.real_tokens, documents=context.documents, routing=routing, keep_last=last,
         )  # fmt: skip
 
     def _segment(self, hidden_states, context):
@@ -107,7 +109,12 @@ class ReformerAttention(nn.Module):
         """
         attention = self.self_attention
         batch, length, hidden = hidden_states.shape
-        asked = context.real_tokens is not None or context.output_attentions or context.cache is not None
+        asked = (
+            context.real_tokens is not None
+            or context.documents is not None
+            or context.output_attentions
+            or context.cache is not None
+        )
         if asked or tracing() or batch * length <= MANY_TOKENS:
             return 0
         if not (attention.layer_type in LOCAL_LAYERS and attention.config.is_decoder and attention.after == 0):

@@ -23,7 +23,15 @@ from .embeddings import (
 )
 from .encoder import EncoderOutput, ReformerEncoder, final_norm
 from .generation import ReformerGenerationMixin, check_cache
-from .inputs import as_ids, check_inputs, check_keywords, check_labels, check_logits_to_keep, check_position_ids
+from .inputs import (
+    as_ids,
+    check_inputs,
+    check_keywords,
+    check_labels,
+    check_logits_to_keep,
+    check_packing,
+    check_position_ids,
+)
 from .layer import Context
 from .losses import mean_token_loss, next_token_labels, token_losses
 from .recompute import has_own_hooks
@@ -217,16 +225,17 @@ class ReformerModel(ReformerPreTrainedModel):
             cache.check(shape[0], num_hashes)
         if position_ids is None:
             device = (input_ids if inputs_embeds is None else inputs_embeds).device
-            position_ids = self._default_positions(shape[1], real_tokens, device, cache)
+            position_ids, documents = self._default_positions(shape[1], real_tokens, device, cache), None
         else:
-            position_ids = check_position_ids(config, position_ids, shape, real_tokens)
+            position_ids, documents = check_position_ids(config, position_ids, shape, real_tokens)
+            documents = None if tracing() else check_packing(config, documents, cache)
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
         if cache is not None:
             cache.begin(shape[1], shape[0], real_tokens, num_hashes)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             hidden_states = self.embeddings(input_ids, position_ids, inputs_embeds)
-        return hidden_states, Context(real_tokens, num_hashes, output_attentions, cache)
+        return hidden_states, Context(real_tokens, num_hashes, output_attentions, cache, documents=documents)
 
     def _gives_hidden_states(self, asked):
         return self.config.output_hidden_states if asked is None else asked
