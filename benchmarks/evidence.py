@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from hf_reformer import ReformerConfig, ReformerForCausalLM
 from hf_reformer.files import replacing_file
 
+from . import evidence_page
+
 RESULTS = Path("benchmarks/results/evidence")
 EVALUATED = 512  # rows
 FULL = "full_shared_qk"
@@ -214,6 +216,9 @@ def main(argv=None):
         if name not in ("task", "kind", "seed", "rounds"):
             parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     arguments = parser.parse_args(argv)
+    if arguments.task == "page":
+        evidence_page.write(arguments.output, answer=Path(__file__).with_name("evidence_answer.md").read_text())
+        return
     given = {
         name: getattr(arguments, name) for name in Setting.__annotations__ if getattr(arguments, name, None) is not None
     }
