@@ -1,0 +1,74 @@
+"""The program behind docs/does-lsh-help.md: its rows, its parameters shared between kinds, its files and its page."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import evidence, evidence_page
+from benchmarks.evidence import Setting
+
+TINY = {"length": 16, "pairs": 2, "symbols": 8, "steps": 3, "batch": 64, "width": 16, "heads": 2, "chunk": 4}
+
+
+def test_duplication_asks_for_the_second_half():
+    ids, labels = evidence.duplication(Setting("duplication", "none", **TINY), 5, torch.Generator().manual_seed(0))
+    assert (
+        torch.equal(ids[:, :8], ids[:, 8:]) and torch.all(ids[:, 0] == 0) and ids[:, 1:8].min() >= 1 and ids.max() <= 8
+    )
+    assert torch.all(labels[:, :9] == -100) and torch.equal(labels[:, 9:], ids[:, 9:])
+    shifted = evidence.shifted("duplication", labels)
+    assert torch.equal(shifted[:, 8:15], ids[:, 9:]) and torch.all(shifted[:, 15] == -100)
+
+
+def test_recall_asks_for_the_value_of_a_key_that_was_given():
+    setting = Setting("recall", "none", **TINY)
+    ids, labels = evidence.recall(setting, 7, torch.Generator().manual_seed(0))
+    for row, asked in zip(ids.tolist(), labels.tolist(), strict=True):
+        pairs = {row[0]: row[1], row[2]: row[3]}
+        assert len(pairs) == 2 and asked[:4] == [-100] * 4
+        assert [pairs[key] for key in row[4:]] == asked[4:]
+        assert all(1 <= key <= 4 < value <= 8 for key, value in pairs.items())
+
+
+def test_another_kind_on_the_same_parameters_is_trained_with_them():
+    torch.manual_seed(0)
+    setting = Setting("recall", "strict_lsh", rounds=2, **TINY)
+    model = evidence.ReformerForCausalLM(evidence.config_of(setting, "strict_lsh", 2))
+    model.setting = setting
+    other = evidence.with_the_parameters_of(model, "full_shared_qk", 1)
+    assert {id(p) for p in other.parameters()} == {id(p) for p in model.parameters()}
+    assert other.config.attn_layers[1] == "full_shared_qk"
+    other(torch.randint(1, 8, (2, 16))).logits.sum().backward()
+    assert all(p.grad is not None for p in model.reformer.encoder.parameters())
+
+
+@pytest.mark.parametrize("task", evidence.TASKS)
+def test_each_kind_leaves_a_file_is_not_run_again_and_stands_in_the_page(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "EVALUATED", 64)
+    command = [task, "--output", str(tmp_path / "results"), *(f"--{k}={v}" for k, v in TINY.items())]
+    evidence.main(command)
+    files = sorted((tmp_path / "results").glob("*.json"))
+    assert len(files) == len(evidence.KINDS) and len(capsys.readouterr().out.splitlines()) == len(files)
+    result = json.loads((tmp_path / "results" / f"{task}-16-strict_lsh-4-0.json").read_text())
+    assert list(result["accuracy"]) == [
+        "as trained", "strict_lsh-1", "strict_lsh-2", "strict_lsh-4", "strict_lsh-8", "full",
+        "attention of the second layer zeroed",
+    ]  # fmt: skip
+    assert result["accuracy"]["as trained"] == result["accuracy"]["strict_lsh-4"]
+    evidence.main(command)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(evidence_page, "steps_to_learn", lambda results: "-")
+    evidence_page.write(tmp_path / "results", tmp_path / "page.md", "# Answer")
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# Answer\n") and (tmp_path / f"does-lsh-help-{task}.png").stat().st_size > 1000
+    assert sum(line.startswith("| ") and "|" in line[2:] for line in page.splitlines()) >= 1 + len(evidence.KINDS)
+    assert f"{100 * result['accuracy']['full']:.1f}" in page
+
+
+def test_zeroing_a_layer_gives_its_weights_back():
+    setting = Setting("recall", "none", **TINY)
+    model, _ = evidence.trained(setting)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    evidence.evaluations(model, setting)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
