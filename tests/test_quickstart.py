@@ -17,8 +17,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_reformer import ReformerByteTokenizer, ReformerModelWithLMHead, cli
+from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerModelWithLMHead, cli
 from hf_reformer.cli import quickstart
+from hf_reformer.training import lengths
 from hf_reformer.training.build import plan_of, training_arguments
 from hf_reformer.training.initialisation import sinusoids
 from hf_reformer.training.recipes import load_recipe
@@ -273,3 +274,21 @@ def test_inner_positions_look_the_same_from_everywhere():
     for shift in range(1, 128):
         torch.testing.assert_close(products.roll((shift, shift), (0, 1)), products, rtol=0, atol=1e-3)
     assert products[0, 0] > products[0, 1:].max() + 1
+
+
+def test_the_table_of_lengths_has_full_attention_beside_it(capsys):
+    config = ReformerConfig.for_bytes(256, "tiny")
+    lines = lengths.table(config, torch.device("cpu"), half=False).splitlines()
+    rows = [line.replace("~", " ").split() for line in lines[1:4]]
+    assert [row[0] for row in rows] == ["64", "256", "1,024"]
+    assert [line.count("~") for line in lines] == [0, 0, 0, 2, 1]
+    seconds, kept, full_seconds, full_kept = ([float(row[i].replace(",", "")) for row in rows] for i in (2, 4, 6, 8))
+    assert all(s > 0 for s in (*seconds, *full_seconds)) and kept[1] < full_kept[1]
+    assert full_kept[2] == pytest.approx(4 * full_kept[1], rel=0.05)
+
+
+def test_what_is_kept_for_backward_is_what_autograd_holds():
+    config = ReformerConfig.for_bytes(512, "tiny", reversible=False)
+    kept = lengths.step(config, 512, torch.device("cpu"), half=False)[1]
+    layers = ReformerModelWithLMHead(config).reformer.encoder.layers
+    assert 0.7 < kept / (512 * sum(layer.bytes_kept(torch.float32) for layer in layers) / 2**20) < 2

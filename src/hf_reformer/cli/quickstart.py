@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .options import add_run_options, given
+from .terminal import as_typed
+
 RECIPE = "quickstart"
 DEFAULT_OUTPUT = "quickstart-output"
 DIVISORS = ((0.9, 32), (0.97, 8), (0.99, 4), (1.0, 1))  # of the context: windows up to that share of the steps
@@ -28,8 +31,12 @@ def register(subparsers) -> None:
     parser.add_argument("--seed", type=int, help="seed of everything that is drawn (default: 0)")
     parser.add_argument("--learning-rate", type=float, help="highest learning rate (default: 0.02)")
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default %(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--minutes", type=float, metavar="N", help="train for about so long, instead of --steps")
+    parser.add_argument(
+        "--with-code", action="store_true", help="put the model's source beside it, for trust_remote_code"
+    )
+    add_run_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,25 +48,40 @@ def run(arguments: argparse.Namespace) -> int:
     options = [part for change in changes for part in ("--set", change)]
     name = None if arguments.resume else RECIPE
     with running(
-        name, Path(arguments.output), changes, resume=arguments.resume, device=arguments.device, replace_finished=True,
+        name, Path(arguments.output), changes, resume=arguments.resume, replace_finished=True,
         command=shlex.join(["hf-reformer", "train", RECIPE, *options]),
+        **given(arguments, "device", "quiet", "batch_size", "minutes", "with_code"),
     ) as started:  # fmt: skip
         code = started.carry_out()
         if code == 0:
             started.say("\nLoaded by a fresh process, the checkpoint continues held-out text:\n")
             started.say(continuation(Path(arguments.output, "model"), prompt_of(started.task)))
+            if not arguments.quiet:
+                started.say(what_it_is_for(started.trainer))
+                started.say(f"next: {as_typed('generate', arguments.output, '--prompt', 'def ')}")
+                started.say(f"      {as_typed('evaluate', arguments.output)}")
+                started.say(f"      {as_typed('train', 'text', '--minutes', '30')}")
     return code
+
+
+def what_it_is_for(trainer) -> str:
+    """Time and memory over length, beside full attention."""
+    from ..training.lengths import table
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return table(model.config, model.device, trainer.args.bf16)
 
 
 def changes_of(arguments) -> list[str]:
     """The options as changes of the recipe."""
-    given = {
+    fields = {
         "training.max_steps": arguments.steps, "training.seed": arguments.seed,
         "training.learning_rate": arguments.learning_rate, "data.files": arguments.data,
     }  # fmt: skip
     if arguments.context is not None:
-        given |= fields_of_context(arguments.context)
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+        fields |= fields_of_context(arguments.context)
+    own = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None]
+    return [*own, *arguments.changes]
 
 
 def fields_of_context(context: int) -> dict:
