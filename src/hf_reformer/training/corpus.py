@@ -176,8 +176,9 @@ def local_documents(data: TextData, seed: int) -> Documents:
     named = [named_files(paths, counts) for paths in (data.files, data.evaluation_files)]
     documents, other = ([read(file) for file in files] for files in named)
     library = f"the sources of Python {platform.python_version()}'s standard library"
-    name = library if as_list(data.files) == [STANDARD_LIBRARY] else "files of the user's own"
-    if STANDARD_LIBRARY in as_list(data.files) and name != library:
+    given = as_list(data.files or [])
+    name = library if given == [STANDARD_LIBRARY] else "files of the user's own"
+    if STANDARD_LIBRARY in given and name != library:
         name = f"{library} and {name}"
     if data.training_range is not None:
         ranges = [in_range(documents, getattr(data, key), key) for key in ("training_range", "evaluation_range")]
