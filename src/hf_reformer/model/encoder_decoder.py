@@ -37,10 +37,8 @@ class ReformerSourceEncoder(ReformerModel):
         num_hashes: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
     ) -> BaseModelOutput:
-        """Arguments as of `ReformerModel.forward`."""
-        check_keywords(self, kwargs)
+        """Arguments as of `ReformerModel.forward`; no others, so that `generate` hands over none."""
         hidden_states, context = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, None, False, output_attentions
         )
@@ -198,9 +196,13 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
             )
         elif input_ids is not None or inputs_embeds is not None:
             name = "inputs_embeds" if input_ids is None else "input_ids"
-            raise ValueError(f"`{name}` is given, but must be None where `encoder_outputs` is given: the source is read already.")
+            raise ValueError(
+                f"`{name}` is given, but must be None where `encoder_outputs` is given: the source is read already."
+            )
         memory, begun = encoder_outputs[0], ids if embeds is None else embeds
-        check_memory(memory, attention_mask, self.config.hidden_size, begun.shape[0] if torch.is_tensor(begun) else None)
+        check_memory(
+            memory, attention_mask, self.config.hidden_size, begun.shape[0] if torch.is_tensor(begun) else None
+        )
         words = self.encoder.get_input_embeddings() if self.config.share_encoder_decoder_embeddings else None
         given = {
             "input_ids": ids, "attention_mask": mask, "position_ids": positions, "inputs_embeds": embeds,
@@ -290,7 +292,11 @@ class ReformerForConditionalGeneration(ReformerLanguageModel, ReformerGeneration
         if labels is None:
             streams = tuple(slice_logits_to_keep(x, logits_to_keep) for x in streams)
         with torch.set_grad_enabled(torch.is_grad_enabled() and read.cache is None):
-            head = streams, partial(normed_head, averaged=True), (*self.reformer.decoder.encoder.final_norm, self.lm_head)
+            head = (
+                streams,
+                partial(normed_head, averaged=True),
+                (*self.reformer.decoder.encoder.final_norm, self.lm_head),
+            )
             loss, logits = self._loss_and_logits(head, labels, num_items_in_batch)
         if labels is not None and logits is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep):
             logits = slice_logits_to_keep(logits, logits_to_keep)

@@ -153,7 +153,11 @@ class ReformerCrossAttention(nn.Module):
     def core(self, hidden_states, context, routing=None, last=0):
         """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, H * D)."""
         attended, probabilities = self.cross_attention(
-            self.layer_norm(hidden_states), context.memory, context.real_memory, context.cache, context.output_attentions
+            self.layer_norm(hidden_states),
+            context.memory,
+            context.real_memory,
+            context.cache,
+            context.output_attentions,
         )
         return SelfAttentionOutput(attended, None, probabilities)
 

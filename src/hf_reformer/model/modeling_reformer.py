@@ -220,7 +220,16 @@ class ReformerModel(ReformerPreTrainedModel):
         return encoded, context.cache
 
     def _begin(
-        self, input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions, words=None
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        inputs_embeds,
+        num_hashes,
+        past,
+        use_cache,
+        output_attentions,
+        words=None,
     ):
         """Checks the inputs of a forward pass, begins a piece in the cache, and embeds: (B, L, hidden) and a `Context`. `words`:
         looks ids up, instead of the model's own table."""
