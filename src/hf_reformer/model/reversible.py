@@ -6,10 +6,11 @@ A layer maps two streams (B, L, hidden) to two, with F attention and G feed-forw
     y2 = x2 + G(y1)        x1 = y1 - F(x2)
 
 The layer of a decoder that reads an encoder's output has three such halves, self-attention, cross-attention and feed-forward,
-each of which reads one stream and adds to the other, in turn; so the streams leave it swapped. Each layer is one `torch.autograd.Function` that takes the streams and its parameters as inputs, so that autograd, DDP,
-FSDP, LoRA and `functional_call` see ordinary gradients. What backward computes again is a `Snapshot` of the layer under
-the generators, autocast and routing of the forward (`recompute.py`); a few numbers of what the layer was given are compared
-with what is rebuilt, and a difference beyond rounding is an error. So a gradient is right, or there is none.
+each of which reads one stream and adds to the other, in turn; so the streams leave it swapped. Each layer is one
+`torch.autograd.Function` that takes the streams and its parameters as inputs, so that autograd, DDP, FSDP, LoRA and
+`functional_call` see ordinary gradients. What backward computes again is a `Snapshot` of the layer under the generators,
+autocast and routing of the forward (`recompute.py`); a few numbers of what the layer was given are compared with what is
+rebuilt, and a difference beyond rounding is an error. So a gradient is right, or there is none.
 
 In half precision (autocast, or half-precision weights) the streams stay float32, and what is added to them is rounded to
 multiples of 2^-15, far below a half-precision rounding of it. Then y1 - F(x2) gives back x1 bit for bit (up to 512), the
