@@ -94,7 +94,9 @@ class ReformerConfig(PreTrainedConfig):
     """
 
     model_type = "reformer"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_buckets_states", "past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_buckets_states", "past_key_values", "encoder_last_hidden_state",
+    ]  # fmt: skip
     attribute_map: ClassVar[dict[str, str]] = {}
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {
         "embeddings": "free_full_weight",

@@ -18,7 +18,7 @@ from .configuration_reformer import ReformerConfig
 from .generation import ReformerGenerationMixin, check_cache
 from .inputs import as_ids, check_keywords, check_labels, check_logits_to_keep, check_memory
 from .layer import ReformerDecoderLayer
-from .losses import IGNORED
+from .losses import shifted_right
 from .modeling_reformer import ReformerLanguageModel, ReformerModel, ReformerPreTrainedModel, normed_head
 
 
@@ -241,9 +241,8 @@ class ReformerForConditionalGeneration(ReformerLanguageModel, ReformerGeneration
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor):
         """Labels (B, L), -100 where ignored -> what the decoder reads: `decoder_start_token_id`, then all but the last."""
-        padding = self.config.decoder_start_token_id if self.config.pad_token_id is None else self.config.pad_token_id
-        shifted = torch.nn.functional.pad(as_ids("labels", labels), (1, 0), value=self.config.decoder_start_token_id)
-        return shifted[:, :-1].masked_fill(shifted[:, :-1] == IGNORED, padding)
+        start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
+        return shifted_right(as_ids("labels", labels), start, start if padding is None else padding)
 
     @leaves_cache_on_failure
     @can_return_tuple
