@@ -4,7 +4,8 @@ outputs set to 0. One JSON file for each run appears as it ends; what is there i
 page` writes docs/does-lsh-help.md from these files alone.
 
 Tasks, whose rows are drawn anew for every step:
-- `duplication`: 0w0w, the paper's (section 5.2, table 2): the second w is predicted.
+- `duplication`: 0w0w, the paper's (section 5.2, table 2): the second w is predicted, by one layer with a table of positions (a
+  layer that shares queries and keys finds the place by position).
 - `recall`: associative recall: pairs of a key and its value, then keys of these, one after another, each of whose values is
   predicted (Zoology's MQAR, but for its fillers: every place behind the pairs is a query, since repetition makes it learnable).
 """
@@ -89,12 +90,12 @@ def shifted(task, labels):
 
 
 def config_of(setting, kind, rounds):
-    rows = 2 ** (setting.length.bit_length() // 2)
+    rows, kind = 2 ** (setting.length.bit_length() // 2), "strict_local" if kind == "none" else kind
     return ReformerConfig(
-        attn_layers=["strict_local", "strict_local" if kind == "none" else kind], num_hashes=rounds,
+        attn_layers=[kind] if setting.task == "duplication" else ["strict_local", kind], num_hashes=rounds,
         hidden_size=setting.width, feed_forward_size=2 * setting.width, num_attention_heads=setting.heads,
         attention_head_size=setting.width // setting.heads, vocab_size=setting.symbols + 1, is_decoder=True,
-        local_attn_chunk_length=setting.chunk // 2, lsh_attn_chunk_length=setting.chunk, eos_token_id=None,
+        axial_pos_embds=setting.task != "duplication", local_attn_chunk_length=setting.chunk // 2, lsh_attn_chunk_length=setting.chunk, eos_token_id=None,
         axial_pos_shape=[rows, -(-setting.length // rows)], axial_pos_embds_dim=[setting.width // 2] * 2,
         max_position_embeddings=setting.length, hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6, embedding_init="published",
@@ -159,19 +160,19 @@ def accuracy(model, setting):
 
 
 def evaluations(model, setting):
-    """Accuracy as trained, with other rounds, with full attention in place of LSH, and without the second layer's attention."""
+    """Accuracy as trained, with other rounds, with full attention in place of LSH, and without the last layer's attention."""
     found = {"as trained": accuracy(model, setting)}
-    kind = model.config.attn_layers[1]
+    kind = model.config.attn_layers[-1]
     if kind in ("lsh", "strict_lsh", FULL):
         for rounds in (1, 2, 4, 8):
             hashed = "strict_lsh" if kind == FULL else kind
             found[f"{hashed}-{rounds}"] = accuracy(with_the_parameters_of(model, hashed, rounds), setting)
         found["full"] = accuracy(with_the_parameters_of(model, FULL, 1), setting)
-    output = model.reformer.encoder.layers[1].attention.output.dense.weight
+    output = model.reformer.encoder.layers[-1].attention.output.dense.weight
     kept = output.detach().clone()
     with torch.no_grad():
         output.zero_()
-        found["attention of the second layer zeroed"] = accuracy(model, setting)
+        found["attention of the last layer zeroed"] = accuracy(model, setting)
         output.copy_(kept)
     return found
 

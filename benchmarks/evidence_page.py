@@ -13,7 +13,7 @@ NAMES = {
     "lsh": "`lsh` (the original)", "coin": "`strict_lsh`, every other step `full_shared_qk` by chance",
     "full first": "`full_shared_qk` in the first half, then `strict_lsh`",
 }  # fmt: skip
-COLUMNS = ("as trained", "full", "8", "4", "2", "1", "attention of the second layer zeroed")
+COLUMNS = ("as trained", "full", "8", "4", "2", "1", "attention of the last layer zeroed")
 HEADINGS = ("as trained", "full", "LSH-8", "LSH-4", "LSH-2", "LSH-1", "attention zeroed")
 PAPER = """
 | paper, table 2 (length 1,024): trained with | full | LSH-8 | LSH-4 | LSH-2 | LSH-1 |
@@ -54,7 +54,7 @@ def order(key):
 
 
 def table(runs):
-    lines = ["| second layer in training | " + " | ".join(HEADINGS) + " | steps to 90 % less loss |", "|---" * 9 + "|"]
+    lines = ["| last layer in training | " + " | ".join(HEADINGS) + " | steps to 90 % less loss |", "|---" * 9 + "|"]
     for key in sorted(runs, key=order):
         cells = []
         for column in COLUMNS:
@@ -77,8 +77,9 @@ def conditions(runs):
     settings = [result["setting"] for seeds in runs.values() for result in seeds]
     s, seeds = settings[0], sorted({setting["seed"] for setting in settings})
     pairs = f"{s['pairs']} pairs, " if s["task"] == "recall" else ""
+    layers = "2 layers" if s["task"] == "recall" else "1 layer with a table of positions"
     return (
-        f"Length {s['length']}, {pairs}{s['symbols']} symbols; 2 layers, width {s['width']}, {s['heads']} heads, LSH chunks of "
+        f"Length {s['length']}, {pairs}{s['symbols']} symbols; {layers}, width {s['width']}, {s['heads']} heads, LSH chunks of "
         f"{s['chunk']}, all weights from a normal of std {s['std']}; {s['steps']:,} steps of {s['batch']} new rows, AdamW, "
         f"learning rate {s['learning_rate']:g} with warm-up and linear decay; seed(s) {', '.join(map(str, seeds))}; 512 "
         "rows evaluated."

@@ -28,8 +28,13 @@ def fingerprint(model):
 def forward(model):
     """The first output of the model in evaluation mode on the fixed tokens, float32."""
     config = model.config
-    tokens = (7 * torch.arange(min(TOKENS, config.maximum_length)) + 3) % config.vocab_size
-    return model.eval()(tokens[None])[0].float()
+
+    def tokens(part):
+        return ((7 * torch.arange(min(TOKENS, part.maximum_length)) + 3) % part.vocab_size)[None]
+
+    if config.is_encoder_decoder:
+        return model.eval()(tokens(config), decoder_input_ids=tokens(config.decoder_part()))[0].float()
+    return model.eval()(tokens(config))[0].float()
 
 
 def weights_hash(tensors):

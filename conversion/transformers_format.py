@@ -28,10 +28,14 @@ CLASSES = {
     "ReformerForSequenceClassification": hf_reformer.ReformerForSequenceClassification,
     "ReformerForTokenClassification": hf_reformer.ReformerForTokenClassification,
     "ReformerForQuestionAnswering": hf_reformer.ReformerForQuestionAnswering,
+    "ReformerEncoderDecoderModel": hf_reformer.ReformerEncoderDecoderModel,
+    "ReformerForConditionalGeneration": hf_reformer.ReformerForConditionalGeneration,
 }
 CONSTANTS = re.compile(r"(^|\.)((self_)?mask_value_float(16|32)|position_ids)$")
 THEIR_LAYERS = ("local", "lsh")
-OURS_ONLY = ("reversible", "allow_duplicate_attention", "embedding_init", "pooling")
+OURS_ONLY = ("reversible", "activation_budget", "allow_duplicate_attention", "embedding_init", "pooling")
+OURS_ONLY += ("decoder_attn_layers", "decoder_vocab_size", "decoder_max_position_embeddings", "decoder_start_token_id")
+OURS_ONLY += ("share_encoder_decoder_embeddings", "cross_attention_probs_dropout_prob")
 
 
 def read(path, config, max_length=None):
@@ -52,6 +56,9 @@ def model_class_of(config_fields, names):
     for architecture in architectures if isinstance(architectures, list) else ():
         if isinstance(architecture, str) and architecture in CLASSES:
             return CLASSES[architecture]
+    if config_fields.get("is_encoder_decoder"):
+        headed = any(name.startswith("lm_head.") for name in names)
+        return CLASSES["ReformerForConditionalGeneration" if headed else "ReformerEncoderDecoderModel"]
     if any(name.startswith("lm_head.") for name in names):
         decoder = config_fields.get("is_decoder", False)
         return CLASSES["ReformerModelWithLMHead" if decoder else "ReformerForMaskedLM"]
@@ -110,6 +117,8 @@ def config_for_transformers(config):
     Raises:
         ValueError: the model computes something that transformers cannot.
     """
+    if config.is_encoder_decoder:
+        raise ValueError("`is_encoder_decoder` is True, but transformers has no encoder-decoder of Reformers.")
     foreign = sorted({kind for kind in config.attn_layers if kind not in THEIR_LAYERS})
     if foreign:
         raise ValueError(f"`attn_layers` holds {foreign}, which transformers' Reformer cannot compute.")

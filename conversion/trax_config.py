@@ -1,7 +1,9 @@
-"""What a Trax configuration says about a `ReformerLM`, from `config.gin` or from JSON. Shapes of weights overrule it.
+"""What a Trax configuration says about a `ReformerLM` or a `Reformer` (encoder-decoder), from `config.gin` or from JSON. Shapes of
+weights overrule it.
 
-JSON: {"model": arguments of `ReformerLM`, "attention": [{"type": "local" or "lsh", arguments of the attention class}, ...],
-"length": training length}; the attention entries are repeated up to the number of layers, as Trax does.
+JSON: {"kind": "ReformerLM" or "Reformer", "model": its arguments, "attention": [{"type": "local" or "lsh", arguments of the
+attention class}, ...], "length": training length}; the attention entries are repeated up to the number of layers, as Trax does.
+(A `Reformer` may have none: ordinary attention.)
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,8 @@ ACTIVATIONS = {  # Trax's name, small and without underscores: transformers'
     "sigmoid": "sigmoid", "elu": "elu",
 }  # fmt: skip
 DEFAULT_MAX_LEN = 2048
-ENCODER_DECODERS = ("Reformer", "Reformer2", "ConfigurableTerraformer", "Terraformer")
+ENCODER_DECODER = "Reformer"
+OTHER_MODELS = ("Reformer2", "ConfigurableTerraformer", "Terraformer")
 OTHER_LAYERS = "only SelfAttention and LSHSelfAttention have a counterpart"
 
 
@@ -59,17 +62,21 @@ class TraxConfig:
     bases: tuple[int, ...] = (11, 13, 14, 15)
     sizes: dict = field(default_factory=dict)  # vocab_size, d_model, ... as far as given
     not_read: tuple[str, ...] = ()  # files that a gin configuration includes
+    encoder_decoder: bool = False
 
 
 def from_json(settings):
     """A `TraxConfig` from the JSON form."""
-    kind = str(settings.get("kind", "ReformerLM"))
-    if kind.split(" ")[0] in ENCODER_DECODERS:
-        _reject_encoder_decoder(kind)
+    kind = str(settings.get("kind", "ReformerLM")).split(" ")[0]
+    if kind in OTHER_MODELS:
+        _reject_other(kind)
     model, attention = settings.get("model"), settings.get("attention")
+    if kind == ENCODER_DECODER and attention is None:
+        attention = ["full"]
     if not isinstance(model, dict) or not isinstance(attention, list) or not attention:
         raise ValueError("the JSON configuration must have `model`, an object, and `attention`, a list.")
-    return _config(model, tuple(_attention_of_json(entry) for entry in attention), settings.get("length"))
+    made = _config(model, tuple(_attention_of_json(entry) for entry in attention), settings.get("length"))
+    return replace(made, encoder_decoder=kind == ENCODER_DECODER)
 
 
 def _attention_of_json(entry):
@@ -77,26 +84,28 @@ def _attention_of_json(entry):
     kind = JSON_TYPES.get(str(name).lower())
     if kind is None:
         raise ValueError(f"`attention` has the type {name!r}, but must have one of {sorted(JSON_TYPES)}.")
-    return _attention(kind, entry.get)
+    return _attention(kind, entry.get if isinstance(entry, dict) else lambda name, default: default)
 
 
 def from_gin(bindings: Bindings):
     """A `TraxConfig` from the bindings of a gin file."""
     model = bindings.get("train", "model")
     name = model.name if isinstance(model, Reference) else "ReformerLM"
-    if name in ENCODER_DECODERS:
-        _reject_encoder_decoder(name)
-    if not bindings.has("ReformerLM"):
-        raise ValueError("the gin configuration binds no parameter of ReformerLM.")
-    types = bindings.get("ReformerLM", "attention_type", bindings.get("ReformerLM", "attention_types"))
+    if name in OTHER_MODELS:
+        _reject_other(name)
+    model = ENCODER_DECODER if name == ENCODER_DECODER else "ReformerLM"
+    if not bindings.has(model):
+        raise ValueError(f"the gin configuration binds no parameter of {model}.")
+    type_of = "encoder_attention_type" if model == ENCODER_DECODER else "attention_type"
+    types = bindings.get(model, type_of, bindings.get(model, "attention_types"))
     types = [Reference("", SELF_ATTENTION)] if types is None else types
     attention = tuple(_attention_of_gin(bindings, t) for t in (types if isinstance(types, list) else [types]))
     names = (*SIZES, *OTHERS, *OLD_NAMES)
-    said = {name: bindings.get("ReformerLM", name) for name in names}
+    said = {name: bindings.get(model, name) for name in names}
     bases = bindings.get("FixedBasePositionalEncoding", "bases")
     length = bindings.get("batcher", "max_eval_length")
     made = _config({k: v for k, v in said.items() if v is not None}, attention, length, bases)
-    return replace(made, not_read=bindings.includes)
+    return replace(made, not_read=bindings.includes, encoder_decoder=model == ENCODER_DECODER)
 
 
 def _attention_of_gin(bindings, reference):
@@ -119,6 +128,7 @@ def _attention(kind, get):
 
 
 SIZES = ("vocab_size", "d_model", "d_ff", "d_attention_key", "d_attention_value", "n_layers", "n_heads")
+SIZES += ("input_vocab_size", "output_vocab_size", "n_encoder_layers", "n_decoder_layers")
 OTHERS = ("dropout", "max_len", "ff_activation", "pos_type", "pos_axial_shape", "pos_d_axial_embs")
 OLD_NAMES = {"axial_pos_shape": "pos_axial_shape", "d_axial_pos_embs": "pos_d_axial_embs"}  # until Trax 1.3.7
 
@@ -147,8 +157,10 @@ def _activation(value):
     return activation
 
 
-def _reject_encoder_decoder(kind):
-    raise ValueError(f"the configuration is one of a {kind}, an encoder-decoder; only the language model is converted.")
+def _reject_other(kind):
+    raise ValueError(
+        f"the configuration is one of a {kind}; only a ReformerLM and a Reformer (encoder-decoder) are converted."
+    )
 
 
 def _is_int(value, least):

@@ -1,10 +1,10 @@
-"""Trax language models: the `Checkpoint` in our names, with positions that Trax computes written out."""
+"""Trax language models and encoder-decoders: the `Checkpoint` in our names, with positions that Trax computes written out."""
 
 import torch
 
 import hf_reformer
 
-from . import limits, trax_config, trax_language_model, trax_positions
+from . import limits, trax_config, trax_encoder_decoder, trax_language_model, trax_positions
 from .bounded import read_json, read_text
 from .checkpoint import Checkpoint, one_dtype
 from .gin import parse_gin
@@ -15,7 +15,7 @@ from .trax_files import read_trax
 
 
 def read(path, config_path, max_length=None):
-    """A Trax `ReformerLM`."""
+    """A Trax `ReformerLM` or `Reformer`."""
     file, notes = read_trax(path), []
     fields = {} if str(config_path).endswith(".gin") else read_json(config_path)
     if fields.get("model_type") == "reformer" or "attn_layers" in fields:
@@ -24,6 +24,15 @@ def read(path, config_path, max_length=None):
         config = trax_config.from_json(fields) if fields else trax_config.from_gin(parse_gin(read_text(config_path)))
     notes += [f"the configuration includes {name}, which was not read" for name in config.not_read]
     shapes = [tuple(array.shape) for array in file.arrays]
+    step = "" if file.step is None else f", step {file.step:,}"
+    if config.encoder_decoder:
+        if max_length is not None:
+            raise ValueError(
+                f"`max_length` is {max_length}, but this checkpoint stores its positions and their number."
+            )
+        our_config, tensors = trax_encoder_decoder.read(file.arrays, shapes, config, notes, path)
+        origin = f"a Trax Reformer, an encoder-decoder ({file.generation}{step})"
+        return Checkpoint(hf_reformer.ReformerForConditionalGeneration, our_config, tensors, origin, notes)
     arch = trax_language_model.architecture_of(shapes, config, path)
     notes += [
         f"{name} is {value} by the shapes of the weights; the configuration said {config.sizes[name]}"
@@ -37,7 +46,6 @@ def read(path, config_path, max_length=None):
     our_config = our_config_of(arch, config, notes, max_length)
     tensors |= materialised_positions(arch, config, arrays, our_config.max_position_embeddings, dtype)
     our_config.dtype = dtype
-    step = "" if file.step is None else f", step {file.step:,}"
     origin = f"a Trax ReformerLM ({file.generation}{step})"
     return Checkpoint(hf_reformer.ReformerModelWithLMHead, our_config, tensors, origin, notes)
 

@@ -2,7 +2,7 @@
 
 Checkpoint order (the same in every generation of files): embedding | positions | for each block: layer norm, attention,
 layer norm, dense, dense | layer norm over both streams | dense. `attention_entries`, `feed_forward_entries` and
-`norm_entries` are what a map for an encoder-decoder is made of too.
+`norm_entries` are what the map for an encoder-decoder is made of too.
 
 Shapes: d model size, H heads, k and v sizes of query/key and value of a head, V vocabulary. Trax keeps one matrix per
 head, heads first: (H, d, k); ours are joined, (H * D, d). Where k and v differ, D is the larger and the rest is zeros
@@ -90,7 +90,7 @@ def architecture_of(shapes, config: TraxConfig, where):
     if inner is None:
         raise ValueError(f"{where}: no feed-forward weights ({d_model}, d_ff) after the first attention.")
     shared = tuple(end - start == 3 for start, end in runs)
-    positions = _positions_of(shapes[1:first], d_model, config, where)
+    positions = positions_of(shapes[1:first], d_model, config, where)
     return Architecture(vocab_size, d_model, inner, heads, d_key, d_value, shared, positions)
 
 
@@ -124,7 +124,7 @@ def _reject_other_models(shapes, runs, d_model, where):
         )
 
 
-def _positions_of(shapes, d_model, config, where):
+def positions_of(shapes, d_model, config, where):
     axes = len(shapes)
     if axes == 0:
         if config.pos_type in ("sin-cos", "no"):
@@ -171,17 +171,17 @@ def language_model_entries(arch: Architecture):
     return entries
 
 
-def position_entries(positions):
+def position_entries(positions, theirs="pos", ours=POSITIONS):
     """Axial weights lose their leading 1; a table may have one. The others are made into a table separately."""
     if positions.kind == "axial":
         return [
-            _reshaped(f"pos.axial{i}", shape, f"{POSITIONS}.weights.{i}", shape[1:])
+            _reshaped(f"{theirs}.axial{i}", shape, f"{ours}.weights.{i}", shape[1:])
             for i, shape in enumerate(positions.shapes)
         ]
     if positions.kind == "table":
         shape = positions.shapes[0]
-        return [_reshaped("pos.table", shape, f"{POSITIONS}.embedding.weight", shape[-2:])]
-    return [same(f"pos.{i}", shape, None) for i, shape in enumerate(positions.shapes)]
+        return [_reshaped(f"{theirs}.table", shape, f"{ours}.embedding.weight", shape[-2:])]
+    return [same(f"{theirs}.{i}", shape, None) for i, shape in enumerate(positions.shapes)]
 
 
 def _reshaped(theirs, shape, ours, our_shape):
@@ -205,17 +205,17 @@ def feed_forward_entries(theirs, ours, arch):
     return entries
 
 
-def attention_entries(theirs, ours, arch, shared_qk):
-    """Query and key (or one for both), value, output; no biases."""
+def attention_entries(theirs, ours, arch, shared_qk, module="self_attention"):
+    """Query and key (or one for both), value, output; no biases. `module`: ours, below `ours`, that projects."""
     heads, d, size = arch.n_heads, arch.d_model, arch.head_size
     # the score is divided by sqrt(head size): undo what a larger one does. Shared keys have unit length whatever the size
     scale = 1.0 if shared_qk else math.sqrt(size / arch.d_key)
     names = [("w_qk", "query_key")] if shared_qk else [("w_q", "query"), ("w_k", "key")]
     entries = [
-        _projection(f"{theirs}.{name}", f"{ours}.self_attention.{module}.weight", (heads, d, arch.d_key), size, factor)
-        for (name, module), factor in zip(names, (scale, 1.0), strict=False)
+        _projection(f"{theirs}.{name}", f"{ours}.{module}.{matrix}.weight", (heads, d, arch.d_key), size, factor)
+        for (name, matrix), factor in zip(names, (scale, 1.0), strict=False)
     ]
-    entries.append(_projection(f"{theirs}.w_v", f"{ours}.self_attention.value.weight", (heads, d, arch.d_value), size))
+    entries.append(_projection(f"{theirs}.w_v", f"{ours}.{module}.value.weight", (heads, d, arch.d_value), size))
     return [*entries, _output(f"{theirs}.w_o", f"{ours}.output.dense.weight", (heads, arch.d_value, d), size)]
 
 

@@ -1,7 +1,7 @@
 """Writes what Trax 1.3.8 and later read: `model.weights.npy.gz`, `model.pkl.gz`, `config.gin`, `config.json`.
 
-Only a language model whose layers Trax has can be written. The pickle names one class, `trax.shapes.ShapeDtype`, for the
-input signature that `Layer.init_from_file` wants, and no weights.
+Only a language model or an encoder-decoder whose layers Trax has can be written. The pickle names one class,
+`trax.shapes.ShapeDtype`, for the input signature that `Layer.init_from_file` wants, and no weights.
 """
 
 import gzip
@@ -11,8 +11,9 @@ import pickle
 
 import numpy as np
 
-from hf_reformer import ReformerModelWithLMHead
+from hf_reformer import ReformerForConditionalGeneration, ReformerModelWithLMHead
 
+from . import trax_encoder_decoder
 from .key_map import to_theirs
 from .npy_stream import GZIP_LEVEL, write_npy_stream
 from .trax_language_model import Architecture, Positions, language_model_entries
@@ -29,9 +30,12 @@ def write_trax(folder, model_class, config, tensors):
         ValueError: the model has no counterpart in Trax.
     """
     _check_counterpart(model_class, config)
-    entries = language_model_entries(architecture_of_config(config))
+    arch = architecture_of_config(config)
+    if config.is_encoder_decoder:
+        entries, settings = trax_encoder_decoder.writing(config, arch, json_settings(config))
+    else:
+        entries, settings = language_model_entries(arch), json_settings(config)
     arrays = to_theirs(entries, tensors, "the model")
-    settings = json_settings(config)
     write_npy_stream(folder / "model.weights.npy.gz", [array for _, array in arrays])
     with open(folder / "model.pkl.gz", "wb") as raw, gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as stream:
         stream.write(checkpoint_pickle(settings["length"]))
@@ -40,8 +44,12 @@ def write_trax(folder, model_class, config, tensors):
 
 
 def _check_counterpart(model_class, config):
-    if model_class is not ReformerModelWithLMHead:
-        raise ValueError(f"the model is a {model_class.__name__}, but only language models have a counterpart in Trax.")
+    if model_class is ReformerForConditionalGeneration:
+        trax_encoder_decoder.check_counterpart(config)
+    elif model_class is not ReformerModelWithLMHead:
+        raise ValueError(
+            f"the model is a {model_class.__name__}, but only language models and encoder-decoders have a counterpart in Trax."
+        )
     foreign = sorted({kind for kind in config.attn_layers if kind not in WRITABLE})
     if foreign:
         raise ValueError(f"`attn_layers` holds {foreign}, which Trax cannot compute.")
@@ -109,13 +117,17 @@ def gin_of(settings):
     kinds = {json.dumps(arguments, sort_keys=True): arguments for arguments in settings["attention"]}
     names = {key: f"kind{i}/{CLASSES[arguments['type']]}" for i, (key, arguments) in enumerate(kinds.items())}
     layers = ", ".join(f"@{names[json.dumps(arguments, sort_keys=True)]}" for arguments in settings["attention"])
-    lines = ["import trax.layers", "import trax.models", "", "train.model = @trax.models.ReformerLM"]
+    model, type_of = settings["kind"], "attention_type"
+    if model == trax_encoder_decoder.MODEL:
+        type_of, layers = "encoder_attention_type", layers.split(", ")[0]
+    layers = f"[{layers}]" if type_of == "attention_type" else layers
+    lines = ["import trax.layers", "import trax.models", "", f"train.model = @trax.models.{model}"]
     for key, arguments in kinds.items():
         lines += [f"{names[key]}.{name} = {value!r}" for name, value in arguments.items() if name != "type"]
-    lines += [f"ReformerLM.attention_type = [{layers}]"]
+    lines += [f"{model}.{type_of} = {layers}"]
     for name, value in settings["model"].items():
         text = f"@trax.layers.{value}" if name == "ff_activation" else repr(value)
-        lines.append(f"ReformerLM.{name} = {text}")
+        lines.append(f"{model}.{name} = {text}")
     return "\n".join(lines) + "\n"
 
 

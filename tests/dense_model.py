@@ -114,3 +114,39 @@ def _attention(config, weights, index, x, attention_mask, rotations):
 
 def _split_heads(config, x_BLd):
     return x_BLd.unflatten(-1, (config.num_attention_heads, config.attention_head_size)).transpose(1, 2)
+
+
+def dense_encoder_decoder_logits(config, parameters, source, target, masks=(None, None), rotations=None):
+    """(B, L, V): logits of `ReformerForConditionalGeneration`, from the definition in Trax's `Reformer`: each half of the decoder
+    adds to one stream what it makes of the other, in turn, and both parts end with the norm of the streams' mean."""
+    encoder, decoder = config.encoder_part(), config.decoder_part()
+    weights = _below(parameters, "reformer.encoder.")
+    words = weights["embeddings.word_embeddings.weight"]
+    x1 = x2 = F.embedding(source, words) + _positions(encoder, weights, source, masks[0])
+    for index in range(len(encoder.attn_layers)):
+        layer = _below(weights, f"encoder.layers.{index}.")
+        x1 = x1 + _attention(encoder, layer, index, x2, masks[0], rotations[index])
+        x2 = x2 + _feed_forward(encoder, layer, x1)
+    memory = _layer_norm(config, _below(weights, "encoder.layer_norm."), (x1 + x2) / 2)
+
+    weights = _below(parameters, "reformer.decoder.")
+    words = weights.get("embeddings.word_embeddings.weight", words)
+    x1 = x2 = F.embedding(target, words) + _positions(decoder, weights, target, masks[1])
+    for index in range(len(decoder.attn_layers)):
+        layer = _below(weights, f"encoder.layers.{index}.")
+        x1 = x1 + _attention(decoder, layer, index, x2, masks[1], rotations[index])
+        x2 = x2 + _cross_attention(config, _below(layer, "cross_attention."), x1, memory, masks[0])
+        x1 = x1 + _feed_forward(decoder, layer, x2)
+        x1, x2 = x2, x1
+    last = _layer_norm(config, _below(weights, "encoder.layer_norm."), (x1 + x2) / 2)
+    return last @ parameters["lm_head.decoder.weight"].T + parameters["lm_head.bias"]
+
+
+def _cross_attention(config, weights, x, memory, memory_mask):
+    x = _layer_norm(config, _below(weights, "layer_norm."), x)
+    q = _split_heads(config, x @ weights["cross_attention.query.weight"].T)
+    k, v = (_split_heads(config, memory @ weights[f"cross_attention.{name}.weight"].T) for name in ("key", "value"))
+    scores = q @ k.transpose(2, 3) / math.sqrt(config.attention_head_size)
+    if memory_mask is not None:
+        scores = scores.masked_fill(memory_mask[:, None, None] == 0, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ weights["output.dense.weight"].T

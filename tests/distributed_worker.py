@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from helpers import DROPOUT, build, cotangent, tiny_config, tokens
 
+from hf_reformer import ReformerForConditionalGeneration
+
 WORLD, STEPS, RATE = 2, 3, 0.05
 
 
@@ -25,6 +27,19 @@ def fresh_config(model):
     return getattr(model, "module", model).config
 
 
+def fresh_encoder_decoder():
+    layers = {"decoder_attn_layers": ["strict_lsh", "strict_local"], "is_encoder_decoder": True, "is_decoder": False}
+    config = tiny_config(["strict_local", "strict_lsh"], **layers, **DROPOUT)
+    return build(config, ReformerForConditionalGeneration).train()
+
+
+def loss_of_both(model, step, rank):
+    torch.manual_seed(100 * step + rank)
+    config = fresh_config(model)
+    source, target = (tokens(config, 2, length, seed=100 * step + rank) for length in (41, 23))
+    return model(source, labels=target).loss
+
+
 def train(model, losses):
     """Plain gradient descent; `losses(step)` yields this process's losses, whose gradients add up."""
     optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -35,17 +50,17 @@ def train(model, losses):
         optimiser.zero_grad()
 
 
-def single_process():
+def single_process(fresh=fresh_model, loss=loss_of):
     """Parameters after the same steps in one process: the mean of the ranks' losses."""
-    model = fresh_model()
-    train(model, lambda step: (loss_of(model, step, rank) / WORLD for rank in range(WORLD)))
+    model = fresh()
+    train(model, lambda step: (loss(model, step, rank) / WORLD for rank in range(WORLD)))
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def ddp(rank, find_unused_parameters):
-    model = fresh_model()
+def ddp(rank, find_unused_parameters, fresh=fresh_model, loss=loss_of):
+    model = fresh()
     wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
-    train(wrapped, lambda step: [loss_of(wrapped, step, rank)])
+    train(wrapped, lambda step: [loss(wrapped, step, rank)])
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -66,6 +81,7 @@ SCENARIOS = {
     "ddp": lambda rank: ddp(rank, False),
     "ddp with find_unused_parameters": lambda rank: ddp(rank, True),
     "fsdp2": fsdp2,
+    "encoder-decoder under ddp": lambda rank: ddp(rank, False, fresh_encoder_decoder, loss_of_both),
 }
 
 

@@ -393,7 +393,7 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, changes, mentions):
         (settings([{"type": "local", "chunk_len": 4, "share_qk": True}] * 2), "separate queries|shared queries"),
         (settings([LOCAL]), "shared queries and keys"),
         (settings(ff_activation="maxout"), "ff_activation"),
-        (settings() | {"kind": "Reformer"}, "encoder-decoder"),
+        (settings() | {"kind": "Reformer"}, "no encoder and decoder"),
         ({"model": {}}, "`attention`"),
         ("ReformerLM.n_layers = os.system('x')", "n_layers"),
         ("ReformerLM.n_layers = %n", "%n"),

@@ -53,7 +53,7 @@ def test_each_kind_leaves_a_file_is_not_run_again_and_stands_in_the_page(task, t
     result = json.loads((tmp_path / "results" / f"{task}-16-strict_lsh-4-0.json").read_text())
     assert list(result["accuracy"]) == [
         "as trained", "strict_lsh-1", "strict_lsh-2", "strict_lsh-4", "strict_lsh-8", "full",
-        "attention of the second layer zeroed",
+        "attention of the last layer zeroed",
     ]  # fmt: skip
     assert result["accuracy"]["as trained"] == result["accuracy"]["strict_lsh-4"]
     evidence.main(command)

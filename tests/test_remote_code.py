@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import hf_reformer
 from hf_reformer.model import (
     configuration_reformer,
+    encoder_decoder,
     heads,
     image_processing_reformer,
     modeling_reformer,
@@ -31,7 +32,14 @@ PUBLISHED, STRICT = ["local", "lsh"], ["strict_local", "strict_lsh"]
 
 def modules_that_travel():
     """The files of configuration, models, tokenizer and image processor, and every sibling that they reach."""
-    roots = (configuration_reformer, modeling_reformer, heads, tokenization_reformer, image_processing_reformer)
+    roots = (
+        configuration_reformer,
+        modeling_reformer,
+        encoder_decoder,
+        heads,
+        tokenization_reformer,
+        image_processing_reformer,
+    )
     pending = [Path(module.__file__) for module in roots]
     found = {}
     while pending:
@@ -64,6 +72,7 @@ def test_modules_that_travel_import_each_other_in_the_one_way_that_travels():
 ENCODERS = {
     "AutoModelForMaskedLM": hf_reformer.ReformerForMaskedLM,
     "AutoModelForSequenceClassification": hf_reformer.ReformerForSequenceClassification,
+    "AutoModelForSeq2SeqLM": hf_reformer.ReformerForConditionalGeneration,
 }
 ALL = {"AutoModelForCausalLM": hf_reformer.ReformerModelWithLMHead, **ENCODERS}
 
@@ -120,7 +129,9 @@ def expected(model):
     """Output and generated tokens in this process."""
     tokens = torch.arange(LENGTH)[None] % model.config.vocab_size
     with torch.no_grad():
-        output = model(tokens)[0].flatten()
+        output = model(tokens, **({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}))[
+            0
+        ].flatten()
     if not model.can_generate():
         return output, None
     mask = torch.ones_like(tokens)
@@ -165,7 +176,10 @@ def test_the_code_of_the_image_processor_travels_too(loaded):
 @pytest.mark.slow
 def test_other_heads_travel_too(registered, tmp_path):
     models = {
-        name: build(tiny_config(STRICT, is_decoder=False), cls, dtype=torch.float32) for name, cls in ENCODERS.items()
+        name: build(
+            tiny_config(STRICT, is_decoder=False, is_encoder_decoder="Seq2Seq" in name), cls, dtype=torch.float32
+        )
+        for name, cls in ENCODERS.items()
     }
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)

@@ -410,10 +410,12 @@ def test_memory_kept_for_backward_does_not_grow_with_depth():
 # --- half precision: both ways of differentiating make errors, and ours must not be the larger
 
 
-def half_precision_error(num_layers, std, reversible, seed, dtype=torch.bfloat16, autocast=True):
+def half_precision_error(
+    num_layers, std, reversible, seed, dtype=torch.bfloat16, autocast=True, kinds=("strict_local", "strict_lsh")
+):
     """Relative error of all gradients of the layers in half precision, against float32 with ordinary autograd."""
     settings = {
-        "attn_layers": ["strict_local", "strict_lsh"] * (num_layers // 2),
+        "attn_layers": list(kinds) * (num_layers // 2),
         "initializer_range": std,
         "axial_norm_std": std,
         "hidden_size": 48,
@@ -452,7 +454,9 @@ def test_error_under_bf16_autocast(num_layers, std):
 
 
 def test_error_under_fp16_autocast():
-    reversible, ordinary = mean_errors(6, 0.3, dtype=torch.float16)
+    """Without hashing: one vector that falls into another bucket outweighs all rounding, and whether one does depends on the
+    processor (over 24 seeds with hashing the means are 1.09 apart, single seeds 0.6 to 5.7)."""
+    reversible, ordinary = mean_errors(6, 0.3, dtype=torch.float16, kinds=("strict_local", "full_shared_qk"))
     assert 0 < reversible <= 1.2 * ordinary
 
 

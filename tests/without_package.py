@@ -27,7 +27,8 @@ def answer(checkpoint, auto_class, trust, length, new_tokens):
         return {"error": str(error)}
     tokens = torch.arange(length)[None] % model.config.vocab_size
     with torch.no_grad():
-        output = model(tokens)[0]
+        given = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+        output = model(tokens, **given)[0]
     result = {"class": f"{type(model).__module__}.{type(model).__name__}", "output": output.flatten().tolist()}
     if new_tokens:
         mask = torch.ones_like(tokens)

@@ -3,6 +3,7 @@
 from .auto import pretrained, register
 from .model.cache import ReformerCache
 from .model.configuration_reformer import ReformerConfig
+from .model.encoder_decoder import ReformerEncoderDecoderModel, ReformerForConditionalGeneration
 from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
 from .model.image_processing_reformer import ReformerImageProcessor
 from .model.modeling_reformer import (
@@ -23,7 +24,9 @@ __all__ = [
     "ReformerByteTokenizer",
     "ReformerCache",
     "ReformerConfig",
+    "ReformerEncoderDecoderModel",
     "ReformerForCausalLM",
+    "ReformerForConditionalGeneration",
     "ReformerForMaskedLM",
     "ReformerForQuestionAnswering",
     "ReformerForSequenceClassification",

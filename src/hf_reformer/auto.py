@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoModelForTokenClassification,
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.utils import is_vision_available
 
 from .model.configuration_reformer import ReformerConfig
+from .model.encoder_decoder import ReformerForConditionalGeneration
 from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
 from .model.image_processing_reformer import ReformerImageProcessor
 from .model.modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
@@ -32,6 +34,7 @@ MODELS = {
     AutoModelForSequenceClassification: ReformerForSequenceClassification,
     AutoModelForTokenClassification: ReformerForTokenClassification,
     AutoModelForQuestionAnswering: ReformerForQuestionAnswering,
+    AutoModelForSeq2SeqLM: ReformerForConditionalGeneration,
 }
 
 

@@ -1,4 +1,4 @@
-"""`hf-reformer predict`: what a model with a head says of texts: a class, tags, an answer, the words behind masks.
+"""`hf-reformer predict`: what a model with a head says of texts: a class, tags, an answer, the words behind masks, a translation.
 
 Texts come from the command line or from files: each line of a text file is one, each line of a .jsonl file a row, whose column
 `text` is meant (`question` and `context` for questions). The output has a line of JSON for each.
@@ -17,6 +17,7 @@ PIPELINES = {
     "ReformerForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
     "ReformerForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
     "ReformerForQuestionAnswering": ("AutoModelForQuestionAnswering", None),
+    "ReformerForConditionalGeneration": ("AutoModelForSeq2SeqLM", None),
 }
 
 
@@ -33,6 +34,7 @@ def register(subparsers) -> None:
     )
     parser.add_argument("--question", help="of every text, where the model answers questions")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="texts at a time (default %(default)s)")
+    parser.add_argument("--beams", type=int, default=1, metavar="N", help="of an encoder-decoder (default %(default)s: greedy)")
     add_device(parser)
     add_revision(parser)
     parser.set_defaults(run=run)
@@ -49,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     rows = list(rows_of(arguments))
     if not rows:
         raise ValueError("there is no text: give some, or --data FILE")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size is {arguments.batch_size}, but must be at least 1")
+    for name in ("batch_size", "beams"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is {getattr(arguments, name)}, but must be at least 1")
     logging.disable_progress_bar()
     device, revision = pick_device(arguments.device or "auto"), arguments.revision
     name = model_folder(arguments.model, revision)
@@ -59,12 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     if kind not in PIPELINES:
         raise ValueError(f"model {name} is a {kind}; allowed are {', '.join(PIPELINES)} (generate continues text)")
     auto_class, task = PIPELINES[kind]
-    check_rows(rows, ("question", "text") if task is None else ("text",))
+    check_rows(rows, ("question", "text") if auto_class == "AutoModelForQuestionAnswering" else ("text",))
     tokenizer = load_tokenizer(name, config.maximum_length, revision, config.vocab_size)
     model = load_model(auto_class, name, config, device, revision)
-    answers = (
-        answers_to(model, tokenizer, rows) if task is None else answers_of(model, tokenizer, task, rows, arguments)
-    )
+    if config.is_encoder_decoder:
+        answers = texts_of(model, tokenizer, rows, arguments)
+    elif task is None:
+        answers = answers_to(model, tokenizer, rows)
+    else:
+        answers = answers_of(model, tokenizer, task, rows, arguments)
     for answer in answers:
         print(json.dumps(answer, default=float), flush=True)
     return 0
@@ -107,6 +114,25 @@ def answers_of(model, tokenizer, task: str, rows: list[dict], arguments) -> Iter
     if len(texts) == 1:  # for which some pipelines give a list, and others its entry
         return iter(said(texts * 2)[:1])
     return iter(said(texts))
+
+
+def texts_of(model, tokenizer, rows: list[dict], arguments) -> Iterator[dict]:
+    """What an encoder-decoder writes for each text."""
+    import torch
+
+    longest, size = model.config.maximum_length, arguments.batch_size
+    for row in rows:
+        if (count := len(tokenizer(row["text"], add_special_tokens=False).input_ids)) > longest:
+            raise ValueError(f"a text has {count:,} tokens, but the model has {longest:,} positions: {row['text'][:40]!r}...")
+    for start in range(0, len(rows), size):
+        texts = [row["text"] for row in rows[start : start + size]]
+        batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            written = model.generate(
+                **batch.to(model.device), max_length=model.config.decoder_part().maximum_length, num_beams=arguments.beams,
+                do_sample=False,
+            )  # fmt: skip
+        yield from ({"text": text} for text in tokenizer.batch_decode(written, skip_special_tokens=True))
 
 
 def answers_to(model, tokenizer, rows: list[dict]) -> Iterator[dict]:

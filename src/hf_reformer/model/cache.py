@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from .attention import ATTENTION_CLASSES
 from .cache_hashed import LSHCacheLayer, StrictLSHCacheLayer
 from .cache_layers import SharedWindowCacheLayer
+from .tracing import readable
 
 
 class CachedTokens:
@@ -91,15 +92,17 @@ class ReformerCache(Cache):
     `batch_select_indices`, `reset`, and `copy.deepcopy` to continue one prompt in several ways.
 
     Args:
-        config: of the model.
+        config: of the model; of an encoder-decoder the cache is its decoder's, and holds keys and values of the source too.
         reserve: tokens to make room for at once (memory grows by itself, this only saves copying).
     """
 
     def __init__(self, config, reserve: int = 0):
         self.tokens = CachedTokens()
+        config = config.decoder_part() if config.is_encoder_decoder else config
         kinds = [ATTENTION_CLASSES[name] for name in config.attn_layers]
         super().__init__(layers=[_layer_class(kind)(config, kind, self.tokens, reserve) for kind in kinds])
         self.num_hashes = None
+        self.source = None  # (B, n), a few numbers of the encoder's output whose keys and values the layers hold
         self.made_for = _what_it_depends_on(config)
 
     def check_config(self, config):
@@ -126,8 +129,9 @@ class ReformerCache(Cache):
         """Called before the layers run over a new piece; real: (B, n) bool or None."""
         if self.tokens.length == 0:
             self.num_hashes = num_hashes
+            self.source = None
             for layer in self.layers:
-                layer.rotations = None
+                layer.rotations = layer.source = None
         self.tokens.add(new_tokens, real, batch)
 
     def check(self, batch, num_hashes):
@@ -143,20 +147,46 @@ class ReformerCache(Cache):
                 f"`num_hashes` is {num_hashes}, but must be {self.num_hashes}, with which `past_key_values` was hashed."
             )
 
+    def check_source(self, memory):
+        """Whether what is cached was read beside this encoder's output (B, S, hidden)."""
+        if self.get_seq_length() == 0 or self.source is None or not readable(memory):
+            return
+        fits = all(layer.source[0].shape[2] == memory.shape[1] for layer in self.layers)
+        given = _few_numbers(memory)
+        fits = fits and given.shape == self.source.shape
+        if not fits or not torch.allclose(given, self.source.to(given), rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                "`past_key_values` holds the keys and values of another source, but must be of the one given: begin a new one."
+            )
+
+    def note_source(self, memory):
+        """Called as the first piece of a target begins."""
+        self.source = _few_numbers(memory) if self.source is None else self.source
+
+    def _select_rows(self, select):
+        self.tokens.select_rows(select)
+        self.source = None if self.source is None else select(self.source)
+
     def reorder_cache(self, beam_idx):
         beam_idx = torch.as_tensor(beam_idx)
         if beam_idx.device.type == "cpu" and torch.equal(beam_idx, torch.arange(len(self.layers[0].keys))):
             return
         super().reorder_cache(beam_idx)
-        self.tokens.select_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+        self._select_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats):
         super().batch_repeat_interleave(repeats)
-        self.tokens.select_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+        self._select_rows(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices):
         super().batch_select_indices(indices)
-        self.tokens.select_rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+        self._select_rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+
+
+def _few_numbers(memory):
+    """(B, at most 61) of an encoder's output, from all over it."""
+    flat = memory.detach().flatten(1)
+    return flat[:, :: max(1, flat.shape[1] // 61)][:, :61].to(torch.float32)
 
 
 def leaves_cache_on_failure(forward):

@@ -30,6 +30,7 @@ class ReformerCacheLayer(CacheLayerMixin):
         self.length = 0
         self.scales = None  # (B, H, C), with shared queries and keys
         self.rotations = None  # the ones that everything in this cache is hashed with
+        self.source = None  # keys and values of an encoder's output, (B, H, S, D) each
 
     # --- what transformers asks of a cache layer
 
@@ -67,7 +68,7 @@ class ReformerCacheLayer(CacheLayerMixin):
     def reset(self):
         """Forgets everything, the rotations too; keeps the memory."""
         self.crop_to(0)
-        self.rotations = None
+        self.rotations = self.source = None
 
     def crop(self, tokens_to_remove):
         """Takes back the latest tokens; a number of at most 0, as everywhere in transformers."""
@@ -111,6 +112,7 @@ class ReformerCacheLayer(CacheLayerMixin):
                 self._select_used(name, select, dim=2)
             if self.rotations is not None and self.rotations.dim() == 5:
                 self.rotations = select(self.rotations)
+            self.source = None if self.source is None else tuple(map(select, self.source))
 
     def real(self):
         """(B, L) bool or None, on this layer's device."""

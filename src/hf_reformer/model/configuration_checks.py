@@ -23,7 +23,8 @@ ATTN_LAYERS = ["local", "lsh", "strict_local", "strict_lsh", "full", "full_share
 POOLINGS = ("first", "last", "mean")
 EMBEDDING_STARTS = ("balanced", "sinusoidal", "published")
 
-FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "allow_duplicate_attention")
+FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "allow_duplicate_attention", "is_encoder_decoder")
+FLAGS += ("share_encoder_decoder_embeddings",)
 # keywords that are no fields, and are read or carried along by transformers
 NO_FIELDS = {
     "attn_implementation",
@@ -79,6 +80,7 @@ def check_fields(config):
     _check_windows(config)
     _check_buckets(config)
     _check_axes(config)
+    _check_parts(config)
 
 
 def check_model(config):
@@ -157,7 +159,7 @@ def _check_flags(config):
 
 
 def _check_dropout(config):
-    names = ["hidden_dropout_prob", "classifier_dropout"]
+    names = ["hidden_dropout_prob", "classifier_dropout", "cross_attention_probs_dropout_prob"]
     names += ["local_attention_probs_dropout_prob"] if config.uses(*LOCAL_LAYERS, "full") else []
     names += ["lsh_attention_probs_dropout_prob"] if config.uses(*SHARED_QK_LAYERS) else []
     for name in names:
@@ -203,3 +205,32 @@ def _check_axes(config):
             value = getattr(config, name)
             if not isinstance(value, (list, tuple)) or not value or not all(is_int(n) and n >= 1 for n in value):
                 reject(name, value, "a list of positive integers, one per axis")
+
+
+def _check_parts(config):
+    """Fields of an encoder-decoder; each part by itself is checked as its model is built."""
+    own = ("decoder_attn_layers", "decoder_vocab_size", "decoder_max_position_embeddings")
+    if not config.is_encoder_decoder:
+        for name in own:
+            if getattr(config, name) is not None:
+                reject(name, getattr(config, name), "None where `is_encoder_decoder` is False")
+        return
+    if config.is_decoder:
+        reject("is_decoder", True, "false where `is_encoder_decoder` is True: its decoder is causal anyway")
+    layers = config.decoder_attn_layers
+    if layers is not None and (not isinstance(layers, (list, tuple)) or not layers):
+        reject("decoder_attn_layers", layers, "a list of at least one layer type, or None")
+    for kind in layers or ():
+        if kind not in ATTN_LAYERS:
+            reject("decoder_attn_layers", list(layers), f"made of {', '.join(ATTN_LAYERS)}; {kind!r} is not one")
+    for name in own[1:]:
+        value = getattr(config, name)
+        if value is not None and (not is_int(value) or value < 1):
+            reject(name, value, "an integer of at least 1, or None")
+    if config.share_encoder_decoder_embeddings and config.decoder_vocab_size not in (None, config.vocab_size):
+        allowed = f"{config.vocab_size} (`vocab_size`) where `share_encoder_decoder_embeddings` is True"
+        reject("decoder_vocab_size", config.decoder_vocab_size, allowed)
+    size = config.decoder_vocab_size or config.vocab_size
+    start = config.decoder_start_token_id
+    if not is_int(start) or not 0 <= start < size:
+        reject("decoder_start_token_id", start, f"an integer from 0 to {size - 1}")

@@ -4,6 +4,7 @@ A forward pass only reads it. All checks (`configuration_checks`) raise `ValueEr
 all of them when a model is built from it, so that a field changed in between is checked too.
 """
 
+import copy
 import dataclasses
 import math
 from typing import ClassVar
@@ -71,6 +72,14 @@ class ReformerConfig(PreTrainedConfig):
             their `"mean"`. `None`: the last of causal models, as of transformers' other decoders; the first where a layer
             is `"local"` or `"lsh"`, as of transformers' Reformer; else the mean.
 
+        is_encoder_decoder (`bool`): the configuration of a `ReformerForConditionalGeneration`. `attn_layers` are its encoder's.
+        decoder_attn_layers (`list[str]` or `None`): its decoder's; `None`: the same.
+        decoder_vocab_size (`int` or `None`): `None`: `vocab_size`.
+        decoder_max_position_embeddings (`int` or `None`): of the target; `None`: as of the source.
+        share_encoder_decoder_embeddings (`bool`): one table of words for source and target.
+        decoder_start_token_id (`int` or `None`): what a target begins with; `None`: `pad_token_id`.
+        cross_attention_probs_dropout_prob (`float`): dropout of the probabilities with which the decoder reads the encoder.
+
     All other fields, and all defaults, are those of transformers' `ReformerConfig`; the best-known published checkpoint is
     [google/reformer-crime-and-punishment](https://huggingface.co/google/reformer-crime-and-punishment). Two defaults for
     new models to look at: `eos_token_id=2` is byte 0x00 in the byte vocabulary (set it to `None`), and `layer_norm_eps` is
@@ -85,7 +94,9 @@ class ReformerConfig(PreTrainedConfig):
     """
 
     model_type = "reformer"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_buckets_states", "past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_buckets_states", "past_key_values", "encoder_last_hidden_state",
+    ]  # fmt: skip
     attribute_map: ClassVar[dict[str, str]] = {}
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {
         "embeddings": "free_full_weight",
@@ -132,6 +143,12 @@ class ReformerConfig(PreTrainedConfig):
     allow_duplicate_attention: bool = True
     embedding_init: str | None = None
     pooling: str | None = None
+    decoder_attn_layers: list[str] | tuple[str, ...] | None = None
+    decoder_vocab_size: int | None = None
+    decoder_max_position_embeddings: int | None = None
+    share_encoder_decoder_embeddings: bool = True
+    decoder_start_token_id: int | None = None
+    cross_attention_probs_dropout_prob: float | int = 0.0
 
     # transformers looks at each access for other names and for fields of single layers, of which there are none here: fields are
     # read at every call, a hundred times for a token, and this took a tenth of its time
@@ -150,6 +167,8 @@ class ReformerConfig(PreTrainedConfig):
             self.embedding_init = "published" if published else "balanced"
         self.axial_norm_std = 1.0 if self.axial_norm_std is None else self.axial_norm_std
         self._let_positions_follow(_from_file)
+        if self.is_encoder_decoder and self.decoder_start_token_id is None:
+            self.decoder_start_token_id = self.pad_token_id
         super().__post_init__(**kwargs)
         check_fields(self)
 
@@ -274,6 +293,32 @@ class ReformerConfig(PreTrainedConfig):
             raise ValueError(f"`config` is a {type(config).__name__}, but must be a hf_reformer.ReformerConfig.")
         return cls.from_dict(config.to_dict())
 
+    def encoder_part(self):
+        """The configuration of the encoder of an encoder-decoder."""
+        return self._part(is_decoder=False)
+
+    def decoder_part(self):
+        """The configuration of the decoder of an encoder-decoder; its layers look at nothing that comes later."""
+        part = self._part(
+            is_decoder=True, local_num_chunks_after=0, lsh_num_chunks_after=0,
+            attn_layers=self.decoder_attn_layers or self.attn_layers, vocab_size=self.decoder_vocab_size or self.vocab_size,
+        )  # fmt: skip
+        if self.decoder_max_position_embeddings is not None:
+            part.max_position_embeddings = self.decoder_max_position_embeddings
+            part.axial_pos_shape = part.axial_pos_embds_dim = None
+            part._let_positions_follow(False)
+        return part
+
+    def _part(self, **changes):
+        if not self.is_encoder_decoder:
+            reject("is_encoder_decoder", False, "true: other models have one part")
+        part = copy.deepcopy(self)
+        of_both = ("decoder_attn_layers", "decoder_vocab_size", "decoder_max_position_embeddings")
+        for name, value in {"is_encoder_decoder": False, **dict.fromkeys(of_both), **changes}.items():
+            setattr(part, name, value)
+        part.num_hidden_layers = len(part.attn_layers)
+        return part
+
     def default_pooling(self) -> str:
         """What `pooling=None` stands for."""
         if self.is_decoder:
@@ -286,13 +331,16 @@ class ReformerConfig(PreTrainedConfig):
 
     def to_dict(self):
         """With a note for those who meet it without this package, where only this package can read it."""
-        note = {} if all(kind in PUBLISHED_LAYERS for kind in self.attn_layers) else {"_note": NOTE}
+        plain = not self.is_encoder_decoder and all(kind in PUBLISHED_LAYERS for kind in self.attn_layers)
+        note = {} if plain else {"_note": NOTE}
         return {**note, **super().to_dict()}
 
     def summary(self) -> str:
         """What `print(model)` says first."""
         kinds = ", ".join(f"{kind} x {list(self.attn_layers).count(kind)}" for kind in dict.fromkeys(self.attn_layers))
         parts = [f"layers: {kinds}", "causal" if self.is_decoder else "sees both sides"]
+        if self.is_encoder_decoder:
+            parts[1] = f"decoder: {', '.join(self.decoder_attn_layers or self.attn_layers)}"
         for prefix, used in (("local", LOCAL_LAYERS), ("lsh", LSH_LAYERS)):
             if self.uses(*used):
                 before, after = (getattr(self, f"{prefix}_num_chunks_{side}") for side in ("before", "after"))

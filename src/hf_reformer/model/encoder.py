@@ -1,4 +1,5 @@
-"""The stack of layers over two streams that start equal, then a layer norm over both side by side (paper section 3).
+"""The stack of layers over two streams that start equal, then a layer norm over both side by side (paper section 3), or, in
+an encoder-decoder, over their mean (as in Trax's `Reformer`).
 
 Shapes: B batch, L length.
 """
@@ -20,9 +21,10 @@ from .tracing import tracing
 
 
 class EncoderOutput(NamedTuple):
-    last_hidden_state: torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # (B, L, 2 * hidden), or the two streams
+    last_hidden_state: torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # (B, L, width), or the two streams
     hidden_states: tuple[torch.Tensor, ...] | None
     attentions: tuple[torch.Tensor, ...] | None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,33 @@ class Checkpointed:
     checkpoint: object
 
     def run(self, layer, x1, x2, context):
-        return self.checkpoint(partial(layer.compute, context=context), x1, x2)
+        if context.memory is None:
+            return self.checkpoint(partial(layer.compute, context=context), x1, x2)
+        compute = lambda x1, x2, memory: layer.compute(x1, x2, replace(context, memory=memory))
+        return self.checkpoint(compute, x1, x2, context.memory)
 
 
-def final_norm(layer_norm, dropout, y1, y2):
-    """Both streams (B, L, hidden) -> their layer norm side by side, (B, L, 2 * hidden)."""
-    return dropout(layer_norm(torch.cat([y1, y2], dim=-1)))
+def final_norm(layer_norm, dropout, y1, y2, averaged=False):
+    """Both streams (B, L, hidden) -> the layer norm of both side by side, (B, L, 2 * hidden), or of their mean, (B, L, hidden)."""
+    return dropout(layer_norm((y1 + y2) / 2 if averaged else torch.cat([y1, y2], dim=-1)))
 
 
 class ReformerEncoder(nn.Module):
-    """The layers and the final norm."""
+    """The layers and the final norm.
 
-    def __init__(self, config):
+    Args:
+        layer_class: of the layers.
+        averaged: the final norm is over the mean of the streams, `width` is the hidden size; else it is twice that.
+    """
+
+    def __init__(self, config, layer_class=ReformerLayer, averaged=False):
         super().__init__()
         self.reversible, self.budget = config.reversible, config.activation_budget
         self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
-        self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
-        self.layer_norm = StreamLayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(layer_class(config, i) for i in range(config.num_hidden_layers))
+        self.averaged = averaged
+        self.width = config.hidden_size if averaged else 2 * config.hidden_size
+        self.layer_norm = StreamLayerNorm(self.width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     @property
@@ -59,9 +71,12 @@ class ReformerEncoder(nn.Module):
     def forward(self, hidden_states, context, output_hidden_states=False):
         """(B, L, hidden) -> `EncoderOutput`."""
         output = self.streams(hidden_states, context, output_hidden_states)
-        y1, y2 = output.last_hidden_state
-        normed = tokenwise(final_norm, self.final_norm, y1, y2, numbers=2 * y1.shape[2])
-        return EncoderOutput(normed, *output[1:])
+        return output._replace(last_hidden_state=self.normed(*output.last_hidden_state))
+
+    def normed(self, y1, y2):
+        """Both streams (B, L, hidden) after the final norm, (B, L, width)."""
+        norm = partial(final_norm, averaged=self.averaged)
+        return tokenwise(norm, self.final_norm, y1, y2, numbers=self.width)
 
     def streams(self, hidden_states, context, output_hidden_states=False, last=0):
         """The same before the final norm: `last_hidden_state` is the two streams, (B, L or `last`, hidden) each.
@@ -80,7 +95,7 @@ class ReformerEncoder(nn.Module):
     def _train(self, hidden_states, context, output_hidden_states, last):
         """Reversible layers, or ordinary ones, perhaps under gradient checkpointing."""
         ways = [None] * len(self.layers)
-        if self._rebuilds(hidden_states):
+        if self._rebuilds(hidden_states, context.memory):
             hidden_states = as_streams(hidden_states, reversible=True)
             as_built = [is_as_built(layer) for layer in self.layers]
             handed_out = output_hidden_states or type(self.layer_norm) is not StreamLayerNorm
@@ -89,13 +104,14 @@ class ReformerEncoder(nn.Module):
             ways = [Checkpointed(self._gradient_checkpointing_func)] * len(self.layers)
         return self._run(hidden_states, context, ways, output_hidden_states, last)
 
-    def _rebuilds(self, hidden_states):
+    def _rebuilds(self, hidden_states, memory):
         """Whether the layers are to be reversible. `"auto"`: where ordinary autograd would keep more than the budget."""
         if self.reversible != "auto":
             return self.reversible
         # of a layer of somebody else's nothing is known
         dtype, (batch, length) = working_type(hidden_states), hidden_states.shape[:2]
-        per_token = sum(layer.bytes_kept(dtype) for layer in self.layers if is_as_built(layer))
+        sources = 0 if memory is None else memory.shape[1] / length
+        per_token = sum(layer.bytes_kept(dtype, sources) for layer in self.layers if is_as_built(layer))
         return batch * length * per_token > self.budget * 2**20
 
     def _infer(self, hidden_states, context, output_hidden_states, last):
@@ -121,15 +137,18 @@ class ReformerEncoder(nn.Module):
 
     def _run(self, hidden_states, context, ways, output_hidden_states, last):
         y1 = y2 = as_streams(hidden_states, reversible=False)
-        all_hidden_states, attentions = [y2], []
+        all_hidden_states, attentions, cross_attentions = [y2], [], []
         caches = [None] * len(self.layers) if context.cache is None else context.cache.layers
         for layer, way, cache in zip(self.layers, ways, caches, strict=True):
-            y1, y2, probabilities = layer(y1, y2, replace(context, cache=cache), way)
+            y1, y2, probabilities, *across = layer(y1, y2, replace(context, cache=cache), way)
             if output_hidden_states:
                 all_hidden_states.append(y2)
             attentions.append(probabilities)
+            cross_attentions.extend(across)
+        asked = context.output_attentions
         return EncoderOutput(
             (y1[:, -last:], y2[:, -last:]),
             tuple(all_hidden_states) if output_hidden_states else None,
-            tuple(attentions) if context.output_attentions else None,
+            tuple(attentions) if asked else None,
+            tuple(cross_attentions) if asked and cross_attentions else None,
         )

@@ -6,7 +6,12 @@ from .cache import ReformerCache
 
 
 class ReformerGenerationMixin(GenerationMixin):
-    """`generate` for causal Reformers. Raises `ValueError` before any work where the text would not fit."""
+    """`generate` for causal Reformers and encoder-decoders. Raises `ValueError` before any work where the text would not fit."""
+
+    @property
+    def _own_config(self):
+        """Of the part that writes."""
+        return self.config.decoder_part() if self.config.is_encoder_decoder else self.config
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **arguments):
         """Without `max_length` and `max_new_tokens`: 20 new tokens, as everywhere, or as many as fit."""
@@ -14,7 +19,7 @@ class ReformerGenerationMixin(GenerationMixin):
             generation_config=generation_config, has_default_max_length=has_default_max_length, **arguments
         )
         if has_default_max_length and generation_config.max_new_tokens is None:
-            prepared.max_length = min(prepared.max_length, self.config.maximum_length)
+            prepared.max_length = min(prepared.max_length, self._own_config.maximum_length)
         return prepared
 
     def _prepare_cache_for_generation(
@@ -24,7 +29,7 @@ class ReformerGenerationMixin(GenerationMixin):
         past = past if model_kwargs.get("past_key_values") is None else model_kwargs["past_key_values"]
         self._check_room(generation_config, max_cache_length + 1)
         if past is not None:
-            model_kwargs["past_key_values"] = check_cache(past, self.config)
+            model_kwargs["past_key_values"] = check_cache(past, self._own_config)
             past._is_user_defined = True  # generate hands it back as it then is
         elif generation_config.use_cache is not False:
             kind = generation_config.cache_implementation
@@ -40,12 +45,13 @@ class ReformerGenerationMixin(GenerationMixin):
         return _ThatFit(candidates, generation_config.max_length - 1)
 
     def _check_room(self, generation_config, length):
-        if length > self.config.maximum_length:
+        longest = self._own_config.maximum_length
+        if length > longest:
             new = generation_config.max_new_tokens
             given = f"`max_length` is {length}" if new is None else f"`max_new_tokens` is {new}"
             raise ValueError(
                 f"{given}, so that prompt and new tokens may become {length} tokens, but together they must be at most "
-                f"{self.config.maximum_length} (`config.maximum_length`)."
+                f"{longest} (`config.maximum_length`)."
             )
 
 

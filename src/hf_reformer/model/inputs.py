@@ -146,6 +146,20 @@ def check_packing(config, documents, cache):
     return None if published or cache is not None else documents
 
 
+def check_memory(memory, attention_mask, hidden_size, batch):
+    """An encoder's output (B, S, hidden), B that of the target, and its mask (B, S) or None."""
+    check_is_tensor("encoder_outputs[0]", memory)
+    fits = memory.dim() == 3 and memory.shape[2] == hidden_size and memory.shape[1] > 0
+    _check_shape("encoder_outputs[0]", memory, fits, f"(batch, length, {hidden_size})")
+    if batch != memory.shape[0]:
+        raise ValueError(f"The target has {batch} rows, but must have {memory.shape[0]}, as the source has.")
+    if attention_mask is not None:
+        check_is_tensor("attention_mask", attention_mask)
+        allowed = tuple(memory.shape[:2])
+        _check_shape("attention_mask", attention_mask, tuple(attention_mask.shape) == allowed, f"{allowed}")
+        _check_mask(attention_mask)
+
+
 def check_labels(name, labels, shape, num_classes, classes="`vocab_size`"):
     """Classes of the given shape, each below `num_classes`, or -100 where it is to be ignored; or None. Returns int64."""
     if labels is None:

@@ -11,9 +11,10 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .attention import ATTENTION_CLASSES, SelfAttentionOutput
+from .attention_cross import CrossAttention
 from .configuration_reformer import LOCAL_LAYERS
 from .dropout import Dropout
-from .reversible import add_half, widened
+from .reversible import add_half, mixes, widened
 from .tokenwise import MANY_TOKENS, fitting_tokens, tokenwise
 from .tracing import tracing
 
@@ -29,6 +30,8 @@ class Context:
         cache: of the layer, which holds the tokens before these and is added to, or None.
         rotations: the layer's, or None where it does not hash.
         documents: (B, L) int32, the document of each token of packed rows, or None.
+        memory: (B, S, hidden), an encoder's output that cross-attention reads, or None.
+        real_memory: (B, S) bool, False where that is padding, or None.
     """
 
     real_tokens: torch.Tensor | None = None
@@ -37,6 +40,8 @@ class Context:
     cache: Any = None
     rotations: torch.Tensor | None = None
     documents: torch.Tensor | None = None
+    memory: torch.Tensor | None = None
+    real_memory: torch.Tensor | None = None
 
     def of(self, self_attention, x):
         """The same with the layer's rotations: those of its cache, which everything there was hashed with, or new ones."""
@@ -131,6 +136,32 @@ def _attend_alone(layer_norm, self_attention, hidden_states):
     return self_attention(_project(layer_norm, self_attention, hidden_states)).hidden_states
 
 
+class ReformerCrossAttention(nn.Module):
+    """Layer norm, attention to an encoder's output, output projection: the half between self-attention and feed-forward."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer_norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cross_attention = CrossAttention(config)
+        self.output = ReformerSelfOutput(config)
+
+    def forward(self, hidden_states, context):
+        """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, hidden)."""
+        core = self.core(hidden_states, context)
+        return SelfAttentionOutput(self.output(core.hidden_states), *core[1:])
+
+    def core(self, hidden_states, context, routing=None, last=0):
+        """(B, L, hidden) -> `SelfAttentionOutput`, its `hidden_states` (B, L, H * D)."""
+        attended, probabilities = self.cross_attention(
+            self.layer_norm(hidden_states),
+            context.memory,
+            context.real_memory,
+            context.cache,
+            context.output_attentions,
+        )
+        return SelfAttentionOutput(attended, None, probabilities)
+
+
 class ReformerFeedForwardDense(nn.Module):
     """hidden -> inner: dense, dropout, activation (in this order, as Trax does)."""
 
@@ -197,6 +228,11 @@ class ReformerLayer(nn.Module):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ReformerFeedForward(config)
 
+    @property
+    def halves(self):
+        """The modules of which each reads one stream and adds to the other, in turn; the first adds to x1."""
+        return self.attention, self.feed_forward
+
     def forward(self, x1, x2, context, way=None):
         """(B, L, hidden) twice -> the same twice, and the attention probabilities or None.
 
@@ -206,9 +242,10 @@ class ReformerLayer(nn.Module):
         context = context.of(self.attention.self_attention, x2)
         return self.compute(x1, x2, context) if way is None else way.run(self, x1, x2, context)
 
-    def bytes_kept(self, dtype):
+    def bytes_kept(self, dtype, memory=0.0):
         """What ordinary autograd keeps of a token, about: the streams; in the type of the halves both norms, what attention
-        takes and gives, and the feed-forward's inner activations before and after the nonlinearity."""
+        takes and gives, and the feed-forward's inner activations before and after the nonlinearity. `memory`: how many
+        tokens of an encoder there are for each."""
         attention = self.attention.self_attention
         hidden, vectors = attention.config.hidden_size, attention.heads * attention.head_size
         inner = self.feed_forward.inner_size
@@ -222,12 +259,45 @@ class ReformerLayer(nn.Module):
         return y1, x2 + self.feed_forward(y1), attended.attentions
 
 
+class ReformerDecoderLayer(ReformerLayer):
+    """a = x1 + attention(x2), y1 = x2 + cross_attention(a, an encoder's output), y2 = a + feed_forward(y1), as in Trax's
+    `Reformer` (and the paper's translation model, section 5)."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.cross_attention = ReformerCrossAttention(config)
+
+    @property
+    def halves(self):
+        return self.attention, self.cross_attention, self.feed_forward
+
+    def bytes_kept(self, dtype, memory=0.0):
+        """The same, and what cross-attention keeps: its norm, queries and outputs, and keys and values of the encoder."""
+        cross = self.cross_attention.cross_attention
+        kept = cross.config.hidden_size + (2 + 2 * memory) * cross.heads * cross.head_size
+        streams = torch.promote_types(dtype, torch.float32).itemsize * cross.config.hidden_size
+        return super().bytes_kept(dtype) + kept * dtype.itemsize + streams
+
+    def compute(self, x1, x2, context):
+        attended = self.attention(x2, context)
+        a = x1 + attended.hidden_states
+        read = self.cross_attention(a, context)
+        y1 = x2 + read.hidden_states
+        return y1, a + self.feed_forward(y1), attended.attentions, read.attentions
+
+
+_KINDS = {
+    "attention": ReformerAttention, "cross_attention": ReformerCrossAttention, "feed_forward": ReformerFeedForward,
+}  # fmt: skip
+
+
 def is_as_built(layer):
     """Whether a layer and its halves compute as they do here, so that their parts may be called in other ways: neither the
     layer nor a half is replaced, wrapped or overridden. (FSDP2 makes a subclass, accelerate wraps `forward`.)"""
     if not isinstance(layer, ReformerLayer):
         return False
-    kinds = ((layer, ReformerLayer), (layer.attention, ReformerAttention), (layer.feed_forward, ReformerFeedForward))
+    kind = ReformerDecoderLayer if isinstance(layer, ReformerDecoderLayer) else ReformerLayer
+    kinds = [(layer, kind), *((getattr(layer, name), _KINDS[name]) for name in _KINDS if hasattr(layer, name))]
     names = ("forward", "compute", "core")
     return all(
         isinstance(part, kind)
@@ -250,8 +320,16 @@ class Inference:
     last: int = 0
 
     def run(self, layer, x1, x2, context):
+        halves, streams, attentions = layer.halves, [x1, x2], []
         step = layer.feed_forward.chunk_length(x2)
-        core = layer.attention.core(x2, context, last=self.last)
-        x1, x2 = (x[:, -self.last :] for x in (x1, x2))
-        y1 = add_half(layer.attention.output, core.hidden_states, x1, step, x1 if self.overwrite else None)
-        return y1, add_half(layer.feed_forward, y1, x2, step, x2 if self.overwrite else None), core.attentions
+        for at, half in enumerate(halves):
+            to, source = at % 2, streams[1 - at % 2]
+            if mixes(half):
+                core = half.core(source, context, last=0 if at else self.last)
+                attentions.append(core.attentions)
+                source, half = core.hidden_states, half.output
+            if at == 0:
+                streams = [x[:, -self.last :] for x in streams]
+            over = streams[to] if self.overwrite or at > 1 else None
+            streams[to] = add_half(half, source, streams[to], step, over)
+        return *(streams if len(halves) % 2 == 0 else reversed(streams)), *attentions

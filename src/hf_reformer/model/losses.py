@@ -16,6 +16,12 @@ def next_token_labels(labels):
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 
+def shifted_right(labels, start, padding):
+    """(B, L) -> (B, L): what a decoder reads to predict these labels: `start`, then all but the last, `padding` where ignored."""
+    read = F.pad(labels, (1, 0), value=start)[:, :-1]
+    return read.masked_fill(read == IGNORED, padding)
+
+
 def token_cross_entropy(logits, labels, num_items_in_batch=None, ignore_index=IGNORED):
     """Sum of -log softmax(logits)[label] over the labels that are not ignored, by `num_items_in_batch` or their number.
 

@@ -32,7 +32,7 @@ from .inputs import (
     check_packing,
     check_position_ids,
 )
-from .layer import Context
+from .layer import Context, ReformerLayer
 from .losses import mean_token_loss, next_token_labels, token_losses
 from .recompute import has_own_hooks
 from .tokenwise import tokenwise
@@ -87,7 +87,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "reformer"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ReformerLayer"]
+    _no_split_modules = ["ReformerLayer", "ReformerDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "past_buckets_states"]
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
@@ -129,16 +129,29 @@ class ReformerPreTrainedModel(PreTrainedModel):
 class ReformerModel(ReformerPreTrainedModel):
     """The Reformer without a head."""
 
+    layer_class = ReformerLayer
+    averaged = False  # the streams at the end, instead of standing side by side
+
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
+        if config.is_encoder_decoder:
+            raise ValueError(
+                "`config.is_encoder_decoder` is True, but must be False for this class: load the model by AutoModelForSeq2SeqLM, "
+                "or build a ReformerForConditionalGeneration."
+            )
         super().__init__(config)
         for name in config.fields_that_hide_later_tokens():
             logger.warning(
                 f"`{name}` is 0: strict layers of this model, which is not `is_decoder`, see no later tokens."
             )
         self.embeddings = ReformerEmbeddings(config)
-        self.encoder = ReformerEncoder(config)
+        self.encoder = ReformerEncoder(config, self.layer_class, self.averaged)
         self.post_init()
+
+    @property
+    def width(self):
+        """Of what a head reads of a token."""
+        return self.encoder.width
 
     def get_input_embeddings(self):
         return self.embeddings.word_embeddings
@@ -207,9 +220,19 @@ class ReformerModel(ReformerPreTrainedModel):
         return encoded, context.cache
 
     def _begin(
-        self, input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        inputs_embeds,
+        num_hashes,
+        past,
+        use_cache,
+        output_attentions,
+        words=None,
     ):
-        """Checks the inputs of a forward pass, begins a piece in the cache, and embeds: (B, L, hidden) and a `Context`."""
+        """Checks the inputs of a forward pass, begins a piece in the cache, and embeds: (B, L, hidden) and a `Context`. `words`:
+        looks ids up, instead of the model's own table."""
         config = self.config
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
@@ -234,6 +257,7 @@ class ReformerModel(ReformerPreTrainedModel):
             cache.begin(shape[1], shape[0], real_tokens, num_hashes)
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            inputs_embeds = words(input_ids) if words is not None and inputs_embeds is None else inputs_embeds
             hidden_states = self.embeddings(input_ids, position_ids, inputs_embeds)
         return hidden_states, Context(real_tokens, num_hashes, output_attentions, cache, documents=documents)
 
@@ -270,38 +294,45 @@ class ReformerModel(ReformerPreTrainedModel):
 
 
 class ReformerOnlyLMHead(nn.Module):
-    """(B, L, 2 * hidden) -> logits (B, L, V), with a bias."""
+    """(B, L, width) -> logits (B, L, V), with a bias."""
 
     tokenwise = True
 
-    def __init__(self, config):
+    def __init__(self, config, width, vocab_size):
         super().__init__()
         self.chunk_size = config.chunk_size_lm_head
-        self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = nn.Linear(width, vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden_states):
         return self.decoder(hidden_states) + self.bias
 
 
-def _normed_head(layer_norm, dropout, lm_head, y1, y2):
+def normed_head(layer_norm, dropout, lm_head, y1, y2, averaged=False):
     """Both streams (B, L, hidden) -> logits (B, L, V)."""
-    return lm_head(final_norm(layer_norm, dropout, y1, y2))
+    return lm_head(final_norm(layer_norm, dropout, y1, y2, averaged))
 
 
 def _head(lm_head, hidden_states):
     return lm_head(hidden_states)
 
 
-class _LanguageModel(ReformerPreTrainedModel):
-    """What the two language models share: the head, and the loss over it."""
+class ReformerLanguageModel(ReformerPreTrainedModel):
+    """What the language models share: the head, and the loss over it."""
+
+    body_class = ReformerModel
 
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
         super().__init__(config)
-        self.reformer = ReformerModel(config)
-        self.lm_head = ReformerOnlyLMHead(config)
+        self.reformer = self.body_class(config)
+        self.lm_head = ReformerOnlyLMHead(config, self.reformer.width, self.target_size)
         self.post_init()
+
+    @property
+    def target_size(self):
+        """V, of what is predicted."""
+        return self.config.decoder_vocab_size or self.config.vocab_size
 
     def get_output_embeddings(self):
         return self.lm_head.decoder
@@ -325,18 +356,18 @@ class _LanguageModel(ReformerPreTrainedModel):
             read = (output.last_hidden_state[:, -last:],), _head, (self.lm_head,)
             return read, EncoderOutput(None, output.hidden_states, output.attentions), output.past_key_values
         output, cache = self.reformer._streams(*arguments, last=last, **options)
-        return (output.last_hidden_state, _normed_head, (*encoder.final_norm, self.lm_head)), output, cache
+        return (output.last_hidden_state, normed_head, (*encoder.final_norm, self.lm_head)), output, cache
 
     def _checked_labels(self, name, labels, input_ids, inputs_embeds):
         """Before anything is put into a cache. (What is wrong with the inputs themselves is said later.)"""
         tokens = inputs_embeds if input_ids is None else input_ids
-        return check_labels(name, labels, tokens.shape[:2], self.config.vocab_size) if torch.is_tensor(tokens) else None
+        return check_labels(name, labels, tokens.shape[:2], self.target_size) if torch.is_tensor(tokens) else None
 
     def _loss_and_logits(self, read, labels, num_items_in_batch):
         """`read`: as `_read` gives it."""
         inputs, head, modules = read
         chunk = self.config.chunk_size_lm_head
-        numbers = max(2 * self.config.hidden_size, self.config.vocab_size)
+        numbers = max(self.reformer.width, self.target_size)
         size = {"step": chunk} if chunk else {"numbers": numbers, "least": LEAST_TOKENS}
         if labels is None:
             return None, tokenwise(head, modules, *inputs, **size)
@@ -346,7 +377,7 @@ class _LanguageModel(ReformerPreTrainedModel):
         return mean_token_loss(losses, labels, num_items_in_batch), logits
 
 
-class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
+class ReformerModelWithLMHead(ReformerLanguageModel, ReformerGenerationMixin):
     """The causal language model (`config.is_decoder` must be true): position t predicts token t + 1."""
 
     def __init__(self, config: ReformerConfig):
@@ -420,7 +451,7 @@ class ReformerModelWithLMHead(_LanguageModel, ReformerGenerationMixin):
 ReformerForCausalLM = ReformerModelWithLMHead
 
 
-class ReformerForMaskedLM(_LanguageModel):
+class ReformerForMaskedLM(ReformerLanguageModel):
     """The masked language model (`config.is_decoder` must be false)."""
 
     def __init__(self, config: ReformerConfig):

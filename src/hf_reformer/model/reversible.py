@@ -5,10 +5,12 @@ A layer maps two streams (B, L, hidden) to two, with F attention and G feed-forw
     y1 = x1 + F(x2)        x2 = y2 - G(y1)
     y2 = x2 + G(y1)        x1 = y1 - F(x2)
 
-Each layer is one `torch.autograd.Function` that takes the streams and its parameters as inputs, so that autograd, DDP,
-FSDP, LoRA and `functional_call` see ordinary gradients. What backward computes again is a `Snapshot` of the layer under
-the generators, autocast and routing of the forward (`recompute.py`); a few numbers of what the layer was given are compared
-with what is rebuilt, and a difference beyond rounding is an error. So a gradient is right, or there is none.
+The layer of a decoder that reads an encoder's output has three such halves, self-attention, cross-attention and feed-forward,
+each of which reads one stream and adds to the other, in turn; so the streams leave it swapped. Each layer is one
+`torch.autograd.Function` that takes the streams and its parameters as inputs, so that autograd, DDP, FSDP, LoRA and
+`functional_call` see ordinary gradients. What backward computes again is a `Snapshot` of the layer under the generators,
+autocast and routing of the forward (`recompute.py`); a few numbers of what the layer was given are compared with what is
+rebuilt, and a difference beyond rounding is an error. So a gradient is right, or there is none.
 
 In half precision (autocast, or half-precision weights) the streams stay float32, and what is added to them is rounded to
 multiples of 2^-15, far below a half-precision rounding of it. Then y1 - F(x2) gives back x1 bit for bit (up to 512), the
@@ -16,7 +18,8 @@ halves see in backward what they saw in forward, and no rounding flips on the wa
 with large weights under bf16 were up to 2.3 times as wrong as ordinary autograd's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -73,7 +76,7 @@ class Place:
 
     def run(self, layer, x1, x2, context):
         """The layer, keeping nothing for backward but what this place asks for."""
-        return reversible_layer(self, layer.attention, layer.feed_forward, x1, x2, context)
+        return reversible_layer(self, layer.halves, x1, x2, context)
 
 
 def places(layers, as_built, hidden_states, seen_between, handed_out):
@@ -184,22 +187,38 @@ def verify(checks):
 # --- the layer --------------------------------------------------------------------------------------------------------
 
 
+def mixes(half):
+    """Whether a half mixes tokens in a core, which is followed by an output projection that does not."""
+    return hasattr(half, "core")
+
+
 class _Call:
-    """One forward call of a layer: its halves as they were then, and what they were given.
+    """One forward call of a layer: its halves as they were then, and what they were given."""
 
-    F is an attention core, which mixes tokens, followed by an output projection, which does not.
-    """
-
-    def __init__(self, place, attention, feed_forward, x2, context):
+    def __init__(self, place, halves, x2, context):
         self.place, self.context = place, context
-        self.snapshot = Snapshot(attention, feed_forward)
-        self.attention, self.feed_forward = self.snapshot.modules
-        self.step = feed_forward.chunk_length(x2)
+        self.snapshot = Snapshot(*halves)
+        self.halves = self.snapshot.modules
+        self.step = halves[-1].chunk_length(x2)
         self.above = place.above or Handover()
-        self.attentions = self.routing = None
+        self.attentions, self.routings, self.states = [], {}, []
 
-    def core(self, x2):
-        return self.attention.core(x2, self.context, self.routing).hidden_states
+    def add(self, at, half, source, target, memory, over):
+        """target + half(source), the `at`-th of the halves; `over`: memory for it, or None."""
+        if not mixes(half):
+            self.states.append((Replay(source),))
+            return add_half(half, source, target, self.step, over)
+        state = Replay(source)
+        core = half.core(source, replace(self.context, memory=memory))
+        self.routings[at] = core.routing
+        self.attentions.append(core.attentions)
+        self.states.append((state, Replay(source)))
+        return add_half(half.output, core.hidden_states, target, self.step, over)
+
+    def core(self, at, source, *memory):
+        """What the core of a half gave, computed again."""
+        context = replace(self.context, memory=memory[0] if memory else None)
+        return self.halves[at].core(source, context, self.routings[at]).hidden_states
 
     def undo(self, module, state, totals, inputs, stream, grad_stream, *, owned, grad):
         """stream - module(inputs), in the stream's memory where that is `owned`, and its gradient for the inputs, added to
@@ -217,24 +236,25 @@ class _Call:
         return rebuilt, grad
 
 
-def reversible_layer(place, attention, feed_forward, x1, x2, context):
-    """y1 = x1 + attention(x2), y2 = x2 + feed_forward(y1), without keeping anything for backward that can be rebuilt.
+def reversible_layer(place, halves, x1, x2, context):
+    """x1 += halves[0](x2), x2 += halves[1](x1), and so on in turn, without keeping anything for backward that can be rebuilt.
 
     Args:
         place: of the layer in this forward pass.
-        attention: `core(x2, context, routing)` mixes tokens and gives `hidden_states`, `routing` (given back to it in
-            backward) and `attentions`; `output` maps the hidden states token by token.
-        feed_forward: maps y1 token by token; it and `attention.output` are called with `feed_forward.chunk_length(batch size)`
-            tokens at a time.
+        halves: modules. One that mixes tokens has `core(x, context, routing)`, which gives `hidden_states`, `routing`
+            (given back to it in backward) and `attentions`, and `output`, which maps the hidden states token by token; the
+            others map the stream token by token. `output` and these are called with `halves[-1].chunk_length(stream)` tokens
+            at a time.
+        context: its `memory`, if there is one, is read by halves and gets its gradient.
 
     Returns:
-        y1, y2, and the attention probabilities (no gradient) or None.
+        Both streams (of an odd number of halves, swapped), and of each half that mixes the probabilities (no gradient) or None.
     """
-    call = _Call(place, attention, feed_forward, x2, context)
-    y1, y2 = _ReversibleLayer.apply(call, attention, feed_forward, x1, x2, *call.snapshot.parameters)
+    call = _Call(place, halves, x2, replace(context, memory=None))
+    y1, y2 = _ReversibleLayer.apply(call, halves, x1, x2, context.memory, *call.snapshot.parameters)
     if place.above is None:
         y1, y2 = _Anchor.apply(call.above, y1, y2)
-    return y1, y2, call.attentions
+    return y1, y2, *call.attentions
 
 
 class _Anchor(torch.autograd.Function):
@@ -255,56 +275,93 @@ class _Anchor(torch.autograd.Function):
 
 class _ReversibleLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, attention, feed_forward, x1, x2, *parameters):
-        """y1 = x1 + F(x2), y2 = x2 + G(y1), without a graph."""
+    def forward(ctx, call, halves, x1, x2, memory, *parameters):
+        """Each half reads one stream and adds to the other, without a graph."""
         place = call.place
         half = working_type(x2) != x2.dtype or any(p.dtype != x2.dtype for p in parameters)
         ctx.call, ctx.check = call, Check(place.name, x1, x2, half)
-        over1, over2 = (x1.detach(), x2.detach()) if place.unseen and place.below else (None, None)
-        core_state = Replay(x2)
-        core = attention.core(x2, call.context)
-        call.routing, call.attentions = core.routing, core.attentions
-        output_state = Replay(x2)
-        y1 = add_half(attention.output, core.hidden_states, x1, call.step, over1)
-        del core
-        ctx.states = core_state, output_state, Replay(x2)
-        y2 = add_half(feed_forward, y1, x2, call.step, over2)
+        streams, own = [x1, x2], place.unseen and place.below is not None
+        for at, module in enumerate(halves):
+            to, other = at % 2, 1 - at % 2
+            over = streams[to].detach() if own or at > 1 else None
+            streams[to] = call.add(at, module, streams[other], streams[to], memory, over)
         call.snapshot.check_nothing_is_stashed()
-        ctx.save_for_backward(*parameters)
-        return y1, y2
+        ctx.save_for_backward(memory, *parameters)
+        return tuple(_in_turn(streams, len(halves)))
 
     @staticmethod
-    def backward(ctx, grad_y1, grad_y2):
-        """x2 = y2 - G(y1), x1 = y1 - F(x2), each half with its gradient."""
+    def backward(ctx, *grads):
+        """The halves from the last to the first, each with its gradient: stream - half(the other stream)."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "Reversible layers have no second derivative (`create_graph=True`): set `reversible=False` in the configuration."
             )
-        call, place, _ = ctx.call, ctx.call.place, ctx.saved_tensors  # raises where a parameter has changed
-        core_state, output_state, feed_forward_state = ctx.states
-        leaves = call.snapshot.leaves(ctx.needs_input_grad[5:])
-        y1, y2, drift, checks = call.above.take(grad_y1.device)
-        owned, unseen, totals = place.above is not None, place.unseen, Totals(leaves)
-        size = _samples(y1, y2).abs()
+        call, place, (memory, *_) = ctx.call, ctx.call.place, ctx.saved_tensors  # raises where a parameter has changed
+        count, leaves = len(call.halves), call.snapshot.leaves(ctx.needs_input_grad[5:])
+        *streams, drift, checks = call.above.take(grads[0].device)
+        size, undo = _samples(*streams).abs(), _Undo(call, leaves, memory, ctx.needs_input_grad[4])
+        undo.streams, undo.grads = _in_turn(streams, count), _in_turn(grads, count)
+        undo.owned, undo.free = [place.above is not None] * 2, [place.unseen] * 2
+        del streams, grads
+        for at in reversed(range(count)):
+            undo.half(at)
 
-        grad = grad_y1 if unseen else grad_y1.clone()
-        x2, grad_x1 = call.undo(call.feed_forward, feed_forward_state, totals, y1, y2, grad_y2, owned=owned, grad=grad)
-        del y2  # at the top of a stack x2 has memory of its own
-        with core_state():
-            (attended,), pull = vjp(call.core, (x2,), (True,), leaves)
-        grad = torch.zeros_like(attended)
-        x1, grad = call.undo(call.attention.output, output_state, totals, attended, y1, grad_x1, owned=owned, grad=grad)
-        del attended, y1
-        (grad_x2,), grads = pull(leaves, [grad])
-        totals.add(leaves, grads)
-        grad_x2 = 0 if grad_x2 is None else grad_x2
-        grad_x2 = grad_y2.add_(grad_x2) if unseen else grad_y2 + grad_x2
-
-        drift, excess = ctx.check.compare(x1, x2, size, drift)
+        drift, excess = ctx.check.compare(*undo.streams, size, drift)
         _verify_soon(checks, (place.name, excess))
-        if place.below is not None and any(ctx.needs_input_grad[3:5]):
-            place.below.put(x1, x2, drift, checks)
-        return None, None, None, grad_x1, grad_x2, *totals.result()
+        if place.below is not None and any(ctx.needs_input_grad[2:4]):
+            place.below.put(*undo.streams, drift, checks)
+        return None, None, *undo.grads, undo.grad_memory, *undo.totals.result()
+
+
+def _in_turn(streams, count):
+    """The streams as they leave a layer of so many halves: the one that was added to last comes second."""
+    return list(streams) if count % 2 == 0 else list(reversed(streams))
+
+
+class _Undo:
+    """The backward of one call on its way down.
+
+    Attributes:
+        streams, grads: as they are at this height.
+        owned: whether the memory of each stream may be written over; `free`: that of each gradient.
+    """
+
+    def __init__(self, call, leaves, memory, grad_to_memory):
+        self.call, self.leaves, self.totals = call, leaves, Totals(leaves)
+        self.memory, self.grad_to_memory, self.grad_memory = memory, grad_to_memory, None
+
+    def half(self, at):
+        call, to, other = self.call, at % 2, 1 - at % 2
+        module, states = call.halves[at], call.states[at]
+        if mixes(module):
+            self._undo_mixing(at, to, other)
+        else:
+            if not self.free[other]:
+                self.grads[other] = self.grads[other].clone()
+            self.streams[to], _ = call.undo(
+                module, states[0], self.totals, self.streams[other], self.streams[to], self.grads[to],
+                owned=self.owned[to], grad=self.grads[other],
+            )  # fmt: skip
+        self.owned[to] = self.free[other] = True
+
+    def _undo_mixing(self, at, to, other):
+        call, (core_state, output_state) = self.call, self.call.states[at]
+        memory = () if self.memory is None else (self.memory,)
+        with core_state():
+            inputs, needed = (self.streams[other], *memory), (True, self.grad_to_memory)[: 1 + len(memory)]
+            (attended,), pull = vjp(partial(call.core, at), inputs, needed, self.leaves)
+        grad = torch.zeros_like(attended)
+        self.streams[to], grad = call.undo(
+            call.halves[at].output, output_state, self.totals, attended, self.streams[to], self.grads[to],
+            owned=self.owned[to], grad=grad,
+        )  # fmt: skip
+        del attended
+        (found, *to_memory), grads = pull(self.leaves, [grad])
+        self.totals.add(self.leaves, grads)
+        found = 0 if found is None else found
+        self.grads[other] = self.grads[other].add_(found) if self.free[other] else self.grads[other] + found
+        if to_memory and to_memory[0] is not None:
+            self.grad_memory = to_memory[0]
 
 
 def _verify_soon(checks, check):

@@ -15,7 +15,7 @@ from .initialisation import INITIALISATIONS
 from .machine import has_fast_bfloat16, pick_device
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
-from .settings import DuplicationData, ImageData, Recipe
+from .settings import DuplicationData, ImageData, Recipe, ReversalData
 from .task import Plan, Task
 from .tasks import MODELS
 from .trainer import RecipeTrainer
@@ -106,7 +106,7 @@ def needed_length(data) -> int:
     """Tokens of the longest input."""
     if isinstance(data, ImageData):
         return 3 * data.size**2
-    return data.length if isinstance(data, DuplicationData) else data.context
+    return data.length if isinstance(data, (DuplicationData, ReversalData)) else data.context
 
 
 def model_config(recipe: Recipe, vocab_size: int | None = None, from_data: dict | None = None) -> ReformerConfig:
@@ -125,7 +125,8 @@ def model_config(recipe: Recipe, vocab_size: int | None = None, from_data: dict 
         given["attn_layers"] = repeated(given["attn_layers"], layers)
     if recipe.model.get("revision") is not None and recipe.model.get("pretrained") is None:
         raise ValueError(f"model.revision is {recipe.model['revision']!r}, but does nothing without model.pretrained")
-    fields = merged(given, {**(from_data or {}), "is_decoder": recipe.task == "causal-lm"})
+    derived = {"is_decoder": recipe.task == "causal-lm", "is_encoder_decoder": recipe.task == "seq2seq"}
+    fields = merged(given, {**(from_data or {}), **derived})
     if recipe.model.get("pretrained") is None:
         own = {} if vocab_size is None else {"vocab_size": vocab_size}
         config = ReformerConfig(**{"eos_token_id": None, **own, **fields})
@@ -139,6 +140,12 @@ def model_config(recipe: Recipe, vocab_size: int | None = None, from_data: dict 
         raise ValueError(
             f"model.axial_pos_shape and model.max_position_embeddings cover {config.maximum_length} positions, but must cover the "
             f"{needed_length(recipe.data)} of the data"
+        )
+    target = getattr(recipe.data, "target_context", None) or needed_length(recipe.data)
+    if config.is_encoder_decoder and config.decoder_part().maximum_length < target:
+        raise ValueError(
+            f"model.decoder_max_position_embeddings covers {config.decoder_part().maximum_length} positions, but must cover the "
+            f"{target} of the targets"
         )
     return config
 

@@ -13,6 +13,7 @@ PIPELINES = {
     "classification": "text-classification",
     "question-answering": "question-answering",
     "token-classification": "token-classification",
+    "seq2seq": "text2text-generation",
 }
 AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -20,6 +21,7 @@ AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "token-classification": "AutoModelForTokenClassification",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
 # printed in the card of a language model over text as it stands, and run as it stands by `hf-reformer quickstart`
 GENERATE = """\

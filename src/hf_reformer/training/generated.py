@@ -71,6 +71,17 @@ def generated_questions(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def generated_pairs(count: int, seed: int) -> list[dict]:
+    """Rows of `source`, two sentences, and `target`, their things in reverse order."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        source = [sentence(random) for _ in range(2)]
+        things = [text.split()[4] for text in reversed(source)]
+        rows.append({"source": " ".join(source), "target": " ".join(things)})
+    return rows
+
+
 def generated_tags(count: int, seed: int) -> list[dict]:
     """Rows of `tokens` and `ner_tags` (indices into `TAGS`)."""
     random = np.random.default_rng(seed)

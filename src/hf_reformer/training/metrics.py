@@ -153,6 +153,13 @@ def copy_summary(rows: np.ndarray) -> dict:
     return {"loss": ratio(sums.loss.sum(), sums.count.sum()), "accuracy": ratio(sums.right.sum(), sums.count.sum())}
 
 
+def sequence_summary(rows: np.ndarray) -> dict:
+    """Loss and accuracy of tokens, and the share of whole targets that greedy generation writes: those all of whose tokens are
+    the likeliest after the ones before."""
+    sums = TokenSums(*rows.T)
+    return {**copy_summary(rows), "exact_match": ratio((sums.right == sums.count).sum(), len(rows))}
+
+
 def class_summary(rows: np.ndarray) -> dict:
     """Loss, accuracy, and the mean over the labels that occur of their F1."""
     found = ClassGuess(*rows.T)

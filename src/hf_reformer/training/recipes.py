@@ -51,6 +51,7 @@ TRAINING_LIMITS = {
 }
 MUON = "muon"
 WORDS = ("standard-library", "byte", "bpe", "byte-bpe")  # values of keys that otherwise name files
+DRAWN = ("duplication", "reversal")  # formats whose inputs have one length
 PATHS = {"data": ("files", "evaluation_files", "dataset", "tokenizer"), "model": ("pretrained",)}
 Change = str | tuple[str, str, object]
 
@@ -130,7 +131,7 @@ def layered(base: dict, layer: dict) -> dict:
 def coupled(base: dict, layer: dict) -> dict:
     """What a layer that sets the context alone changes beside it: the positions of a new model, and the plan of windows."""
     data, model = ({**base.get(section, {}), **layer.get(section, {})} for section in ("data", "model"))
-    context = {**layer.get("data", {})}.get("length" if data.get("format") == "duplication" else "context")
+    context = {**layer.get("data", {})}.get("length" if data.get("format") in DRAWN else "context")
     if type(context) is not int or context < 2:
         return {}
     more = {}

@@ -5,12 +5,12 @@
 
 from functools import partial
 
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassification, DataCollatorWithPadding
 
-from ..model.losses import IGNORED
+from ..model.losses import IGNORED, shifted_right
 from . import metrics
 from .rows import RowSet, answers_of
-from .settings import ClassificationData, QuestionData, TagData
+from .settings import ClassificationData, PairData, QuestionData, TagData
 
 BEYOND = 1 << 30  # a position past every text: the loss leaves it out
 
@@ -243,7 +243,54 @@ class TagRows(RowFormat):
         return [" ".join(row[data.words_column]).encode("utf-8", "replace") for row in rows]
 
 
-FORMATS = {ClassificationData: ClassificationRows, QuestionData: QuestionRows, TagData: TagRows}
+class PairRows(RowFormat):
+    """A source and a target, each cut to its context; the target ends with the end token, unless it was cut."""
+
+    collator = DataCollatorForSeq2Seq
+    statistics = staticmethod(metrics.token_statistics)
+    summary = staticmethod(metrics.sequence_summary)
+    predictions = staticmethod(partial(metrics.language_windows, row_bytes=None))
+
+    def collate(self, examples: list[dict]) -> dict:
+        """With what the decoder reads, which label smoothing needs."""
+        multiple = self.data.pad_to_multiple_of
+        return self.collator(self.tokenizer, model=self, pad_to_multiple_of=multiple)(examples)
+
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        """As the model does; the collator asks."""
+        return shifted_right(labels, self.tokenizer.pad_token_id, self.tokenizer.pad_token_id)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a target, its end among them."""
+        return self.data.target_context or self.data.context
+
+    def look_through(self, rows, which: str) -> range:
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("data.tokenizer has no end token, but must have one, with which targets end")
+        sides = ((self.data.source_column, self.data.context), (self.data.target_column, self.room - 1))
+        for column, room in sides:
+            cut = sum(not self.fits(row[column], room) for row in rows)
+            self.count(f"{column}_texts_to_{which}_on_that_were_cut", cut)
+        return range(len(rows))
+
+    def encode(self, row: dict) -> dict:
+        source = self.ids_of(row[self.data.source_column]).input_ids[: self.data.context]
+        target = self.ids_of(row[self.data.target_column]).input_ids + [self.tokenizer.eos_token_id]
+        return {"input_ids": source or [self.tokenizer.eos_token_id], "labels": target[: self.room]}
+
+    @staticmethod
+    def texts_of(rows, data) -> list[bytes]:
+        columns = (data.source_column, data.target_column)
+        return [row[column].encode("utf-8", "replace") for row in rows for column in columns]
+
+
+FORMATS = {
+    ClassificationData: ClassificationRows,
+    QuestionData: QuestionRows,
+    TagData: TagRows,
+    PairData: PairRows,
+}
 
 
 def separator_of(tokenizer) -> int:

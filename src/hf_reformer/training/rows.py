@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .generated import TAGS, generated_questions, generated_reviews, generated_tags
-from .settings import ClassificationData, QuestionData, TagData
+from .generated import TAGS, generated_pairs, generated_questions, generated_reviews, generated_tags
+from .settings import ClassificationData, PairData, QuestionData, TagData
 from .sources import as_list, fingerprint_of, load_rows, source_of
 
 GENERATORS = {
     ClassificationData: (generated_reviews, ["blamed", "praised"]),
     QuestionData: (generated_questions, None),
     TagData: (generated_tags, TAGS),
+    PairData: (generated_pairs, None),
 }
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -90,7 +91,7 @@ def read_rows(data, seed: int) -> RowSet:
         description = "files of the user's own"
     if source != "generated":
         parts = [with_columns(rows, data, which) for rows, which in zip(parts, ("train", "evaluate"), strict=True)]
-    if isinstance(data, QuestionData):
+    if isinstance(data, (QuestionData, PairData)):
         labels = None
     else:
         labels = Labels(names, indexed=True) if names else labels_of(data, *parts)
@@ -112,6 +113,7 @@ def with_columns(rows, data, which: str):
     """The rows with the columns used alone: whatever else they hold (dates, pictures) is never decoded."""
     if not len(rows):
         raise ValueError(f"data has no rows to {which} on")
+    rows = rows.flatten() if any("." in column for column in columns_of(data)) else rows
     for column in columns_of(data):
         if column not in rows.column_names:
             raise ValueError(
@@ -184,8 +186,10 @@ def row_digest(row: dict, data, labels: Labels | None, i: int) -> bytes:
             labels.encoded(row[data.label_column])
         elif isinstance(data, TagData):
             check_tags(row, data, labels)
-        else:
+        elif isinstance(data, QuestionData):
             answers_of(row, data)
+        elif wrong := [value for value in values if not isinstance(value, str)]:
+            raise ValueError(f"data holds {wrong[0]!r}, but source and target must be texts")
     except ValueError as error:
         raise ValueError(f"{error} (row {i})") from None
     return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).digest()

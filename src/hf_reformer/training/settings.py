@@ -157,6 +157,27 @@ class TagData(RowData):
 
 
 @dataclass(frozen=True)
+class PairData(RowData):
+    """Rows of a source and a target, such as a text and its translation or summary.
+
+    A column within a column is named with a dot (`translation.en`). `target_context`: tokens of the longest target, with its
+    end (null: `context`).
+    """
+
+    source_column: str = "source"
+    target_column: str = "target"
+    target_context: Annotated[int, Ge(2)] | None = None
+
+
+@dataclass(frozen=True)
+class ReversalData:
+    """`length` symbols drawn from 1 to `symbols`, and the same from the last to the first."""
+
+    length: Annotated[int, Ge(2)] = 512
+    symbols: Annotated[int, Ge(2)] = 127
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """How much is evaluated and what is shown of it.
 
@@ -180,6 +201,8 @@ FORMATS = {
     "classification": ClassificationData,
     "questions": QuestionData,
     "tags": TagData,
+    "pairs": PairData,
+    "reversal": ReversalData,
 }
 TASK_FORMATS = {
     "causal-lm": ("text", "images", "duplication"),
@@ -187,6 +210,7 @@ TASK_FORMATS = {
     "classification": ("classification",),
     "question-answering": ("questions",),
     "token-classification": ("tags",),
+    "seq2seq": ("pairs", "reversal"),
 }
 
 

@@ -3,14 +3,15 @@
 from functools import partial
 
 import numpy as np
+import torch
 
-from ..model import heads, modeling_reformer
+from ..model import encoder_decoder, heads, modeling_reformer
 from . import examples as ex
 from .images import Images, read_images
-from .metrics import copy_summary, language_summary, language_windows, token_statistics
+from .metrics import copy_summary, language_summary, language_windows, sequence_summary, token_statistics
 from .row_formats import FORMATS, RowFormat
 from .rows import read_rows
-from .settings import DuplicationData, ImageData, Recipe
+from .settings import DuplicationData, ImageData, Recipe, ReversalData
 from .sources import fingerprint_of
 from .task import Plan, Task, prompts_of
 from .text_tasks import streamed_task, text_task
@@ -22,6 +23,7 @@ MODELS = {
     "classification": heads.ReformerForSequenceClassification,
     "question-answering": heads.ReformerForQuestionAnswering,
     "token-classification": heads.ReformerForTokenClassification,
+    "seq2seq": encoder_decoder.ReformerForConditionalGeneration,
 }
 EVALUATION_SYMBOLS = 1024  # duplication examples to evaluate on, where the recipe does not say
 
@@ -35,6 +37,8 @@ def build_task(recipe: Recipe, plan: Plan, tokenizer=None) -> Task:
     data = recipe.data
     if isinstance(data, DuplicationData):
         return duplication_task(recipe, plan)
+    if isinstance(data, ReversalData):
+        return reversal_task(recipe, plan)
     if isinstance(data, ImageData):
         return image_task(recipe, plan)
     if recipe.task in ("causal-lm", "masked-lm"):
@@ -65,6 +69,33 @@ def duplication_task(recipe: Recipe, plan: Plan) -> Task:
         fingerprint=name,
         held_out_fingerprint=f"{name}-{plan.seed}",
         description=f"0w0w sequences of {data.length} symbols, drawn anew for every step",
+        vocab_size=data.symbols + 1,
+    )
+
+
+class Reversal:
+    """Sequences and their reverse, drawn by their index."""
+
+    def __init__(self, data: ReversalData, seed: int):
+        self.data, self.seed = data, seed
+
+    def drawn(self, purpose: int, index: int) -> dict:
+        symbols = ex.generator(self.seed, purpose, index).integers(1, self.data.symbols + 1, self.data.length)
+        return {"input_ids": torch.from_numpy(symbols), "labels": torch.from_numpy(symbols[::-1].copy())}
+
+
+def reversal_task(recipe: Recipe, plan: Plan) -> Task:
+    data, drawn = recipe.data, Reversal(recipe.data, plan.seed).drawn
+    name = f"reversal-{data.length}-{data.symbols}"
+    return Task(
+        training=ex.Examples(plan.examples, partial(drawn, ex.TRAINING)),
+        evaluation=ex.Examples(recipe.evaluation.examples or EVALUATION_SYMBOLS, partial(drawn, ex.EVALUATION)),
+        statistics=token_statistics,
+        summary=sequence_summary,
+        predictions=partial(language_windows, row_bytes=None),
+        fingerprint=name,
+        held_out_fingerprint=f"{name}-{plan.seed}",
+        description=f"{data.length} symbols to be written from the last to the first, drawn anew for every step",
         vocab_size=data.symbols + 1,
     )
 
