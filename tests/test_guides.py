@@ -15,14 +15,18 @@ from hf_reformer.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```\s*$", re.M | re.S)
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 MARKDOWN = [
     path
     for path in sorted(ROOT.rglob("*.md"))
     if not {"site", "build", "dist"} & set(path.relative_to(ROOT).parts)
     and not any(part.startswith(".") or part.endswith("-output") for part in path.relative_to(ROOT).parts)
 ]
-ELSEWHERE = {"docs/guides/fine-tuning.md"}  # its first blocks are run, and what they learn is looked at, in test_readme_examples
+ELSEWHERE = {
+    "docs/guides/fine-tuning.md"
+}  # its first blocks are run, and what they learn is looked at, in test_readme_examples
 
 
 def blocks(path):
@@ -54,7 +58,9 @@ def run_page(path, folder, monkeypatch, skip=0):
     return names
 
 
-@pytest.mark.parametrize("page", [name for name, path in PAGES.items() if any(examples(path)) and name not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "page", [name for name, path in PAGES.items() if any(examples(path)) and name not in ELSEWHERE]
+)
 def test_the_examples_of_a_page_run_from_top_to_bottom_and_print_what_it_says(page, tmp_path, monkeypatch):
     names = run_page(PAGES[page], tmp_path, monkeypatch)
     if page == "docs/guides/long-documents.md":
