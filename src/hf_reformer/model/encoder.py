@@ -104,7 +104,7 @@ class ReformerEncoder(nn.Module):
             ways = [Checkpointed(self._gradient_checkpointing_func)] * len(self.layers)
         return self._run(hidden_states, context, ways, output_hidden_states, last)
 
-    def _rebuilds(self, hidden_states, memory):
+    def _rebuilds(self, hidden_states, memory=None):
         """Whether the layers are to be reversible. `"auto"`: where ordinary autograd would keep more than the budget."""
         if self.reversible != "auto":
             return self.reversible
