@@ -29,6 +29,7 @@ class ReformerImagesKwargs(ImagesKwargs, total=False):
 
     token_offset: int | None
     token_dtype: str | None
+    first_values: list | None
 
 
 class ReformerImageProcessor(PilBackend):
@@ -41,6 +42,8 @@ class ReformerImageProcessor(PilBackend):
         do_center_crop, crop_size (false, 64 x 64): afterwards cut out the middle.
         token_offset (0): added to every value. 2 gives the tokens of `ReformerByteTokenizer`.
         token_dtype ("int64"): what tokens are stored as; "uint8" takes an eighth (models want "int32" or "int64").
+        first_values (none): how often each of the 256 values is the first of an image. A causal model predicts every token but
+            that one: a whole image starts with a value drawn from here.
 
     Images are PIL images, arrays or tensors of integers 0 to 255, (H, W), (H, W, C) or (C, H, W), a batch of such with one
     dimension more, a list of any of them, or paths. `return_tensors="pt"` or `"np"` stacks images of one size.
@@ -59,6 +62,7 @@ class ReformerImageProcessor(PilBackend):
     crop_size = {"height": 64, "width": 64}
     token_offset = 0
     token_dtype = "int64"
+    first_values = None
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -76,6 +80,7 @@ class ReformerImageProcessor(PilBackend):
         most = np.iinfo(dtype).max - BYTES + 1
         if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset <= most:
             raise ValueError(f"`token_offset` is {offset!r}, but must be an integer from 0 to {most} (for {dtype}).")
+        check_first_values(kwargs["first_values"])
         super()._validate_preprocess_kwargs(**kwargs)
 
     # --- images to tokens -------------------------------------------------------------------------------------------
@@ -194,6 +199,17 @@ class ReformerImageProcessor(PilBackend):
         if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width)):
             raise ValueError(f"`size` is {size}, but must give the height and width of the image.")
         return height, width
+
+
+def check_first_values(values):
+    """Raises `ValueError` unless they are 256 weights to draw with, or None."""
+    if values is None:
+        return
+    weights = np.asarray(values, np.float64) if len(values) == BYTES else np.zeros(BYTES)
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+        raise ValueError(
+            f"`first_values` are {len(values)} numbers, but must be {BYTES} of at least 0, not all of them 0."
+        )
 
 
 def _listed(images):
