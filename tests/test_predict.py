@@ -8,6 +8,7 @@ from helpers import build, tiny_config
 
 from hf_reformer import (
     ReformerByteTokenizer,
+    ReformerForConditionalGeneration,
     ReformerForMaskedLM,
     ReformerForQuestionAnswering,
     ReformerForSequenceClassification,
@@ -82,6 +83,19 @@ def test_the_likeliest_answer_that_does_not_end_before_it_begins(saved, capsys):
     assert (answer["start"], answer["end"]) == (characters[first], characters[last] + 1)
     assert answer["answer"] == context[answer["start"] : answer["end"]]
     assert answer["score"] == pytest.approx(float(starts.softmax(0)[first] * ends.softmax(0)[last]), rel=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_texts_of_an_encoder_decoder(beams, saved, capsys):
+    sizes = {"is_encoder_decoder": True, "decoder_max_position_embeddings": 23}
+    model, tokenizer, run = saved(ReformerForConditionalGeneration, **sizes)
+    found = predictions(capsys, run, *TEXTS, "--beams", beams, "--batch-size", 2)
+    for text, answer in zip(TEXTS, found, strict=True):
+        ids = torch.tensor([list(text.encode())]) + 2
+        written = model.generate(ids, max_length=23, num_beams=beams, do_sample=False)[0]
+        assert answer == {"text": tokenizer.decode(written, skip_special_tokens=True)}
+    assert cli.main(["predict", run, "a" * 222]) == 2
+    assert "222 tokens, but the model has 221" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

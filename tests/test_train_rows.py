@@ -14,13 +14,15 @@ from hf_reformer import ReformerByteTokenizer
 from hf_reformer.training import metrics
 from hf_reformer.training.build import build_model, config_for
 from hf_reformer.training.recipes import load_recipe
-from hf_reformer.training.row_formats import BEYOND, ClassificationRows, QuestionRows, TagRows
+from hf_reformer.training.row_formats import BEYOND, ClassificationRows, PairRows, QuestionRows, TagRows
 from hf_reformer.training.rows import Labels, labels_of, read_rows
-from hf_reformer.training.settings import ClassificationData, QuestionData, TagData
+from hf_reformer.training.settings import ClassificationData, PairData, QuestionData, TagData
 from hf_reformer.training.task import Plan
 from hf_reformer.training.tasks import build_task
 
-KINDS = {ClassificationData: ClassificationRows, QuestionData: QuestionRows, TagData: TagRows}
+KINDS = {
+    ClassificationData: ClassificationRows, QuestionData: QuestionRows, TagData: TagRows, PairData: PairRows,
+}  # fmt: skip
 
 
 def lines(path, rows):
@@ -255,6 +257,34 @@ def test_batches_are_padded_to_a_multiple(tmp_path):
         form_of(tmp_path, TagData, [row], [row], pad_to_multiple_of=0)
 
 
+def test_a_pair_is_its_source_and_its_target_with_an_end(tmp_path):
+    rows = [{"source": "abc", "target": "de"}, {"source": "a" * 9, "target": "b" * 9}]
+    form = form_of(tmp_path, PairData, rows, rows, context=6, target_context=5)
+    ids = lambda text: [ord(letter) + 2 for letter in text]
+    assert form.encode(rows[0]) == {"input_ids": ids("abc"), "labels": [*ids("de"), 1]}
+    assert form.encode(rows[1]) == {"input_ids": ids("aaaaaa"), "labels": ids("bbbbb")}
+    assert form.counts == {
+        "rows_to_evaluate_on_that_are_rows_to_train_on_too": 2,
+        "source_texts_to_train_on_that_were_cut": 1, "target_texts_to_train_on_that_were_cut": 1,
+        "source_texts_to_evaluate_on_that_were_cut": 1, "target_texts_to_evaluate_on_that_were_cut": 1,
+    }  # fmt: skip
+    batch = form.collate([form.encode(row) for row in rows])
+    assert batch["labels"].tolist() == [[*ids("de"), 1, -100, -100], ids("bbbbb")]
+    assert batch["decoder_input_ids"].tolist() == [[0, *ids("de"), 1, 0], [0, *ids("bbbb")]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
+
+
+def test_pairs_in_a_column_of_a_column(tmp_path):
+    rows = [{"translation": {"en": "a", "de": "b"}}, {"translation": {"en": "c", "de": None}}]
+    columns = {"source_column": "translation.en", "target_column": "translation.de"}
+    form = form_of(tmp_path, PairData, rows[:1], rows[:1], **columns)
+    assert form.encode(form.kept[0])["labels"] == [ord("b") + 2, 1]
+    with pytest.raises(ValueError, match="row 1 has nothing in column 'translation.de'"):
+        form_of(tmp_path, PairData, rows, rows, **columns)
+    with pytest.raises(ValueError, match="source and target must be texts"):
+        form_of(tmp_path, PairData, [{"source": 1, "target": "b"}], [{"source": 2, "target": "b"}])
+
+
 # --- figures and predictions ----------------------------------------------------------------------------------------
 
 
@@ -284,6 +314,8 @@ def varied(name, tmp_path):
         rows = [
             {"tokens": words[:n], "ner_tags": ["B-X" if w == "boat" else "O" for w in words[:n]]} for n in (1, 3, 7, 20)
         ]
+    elif name == "summarization":
+        rows = [{"source": " ".join(words[:n]), "target": " ".join(words[n : 2 * n])} for n in (1, 3, 5, 4)]
     else:
         rows = [{"text": " ".join(words[:n]), "label": words[0] if n % 2 else words[1]} for n in (1, 3, 8, 20)]
     path = lines(tmp_path / "rows.jsonl", rows)
@@ -293,23 +325,40 @@ def varied(name, tmp_path):
     return task, build_model(recipe, config_for(recipe, task), seed=0).eval()
 
 
-@pytest.mark.parametrize("name", ["question-answering", "token-classification", "classification"])
+@pytest.mark.parametrize("name", ["question-answering", "token-classification", "classification", "summarization"])
 def test_figures_do_not_depend_on_the_size_of_the_batch(name, tmp_path):
     task, model = varied(name, tmp_path)
     alone, together = measured(task, model, 1), measured(task, model, 5)
     figures = task.summary(together)
     assert task.summary(alone) == pytest.approx(figures, abs=1e-4)
-    assert task.predictions(alone) == task.predictions(together)
+    for left, right in zip(*map(task.predictions, (alone, together)), strict=True):
+        assert {**left, "loss": 0} == {**right, "loss": 0}
+        assert left.get("loss", 0) == pytest.approx(right.get("loss", 0), rel=1e-5)
     assert len(task.predictions(alone)) == len(task.evaluation)
 
 
-@pytest.mark.parametrize("name", ["question-answering", "token-classification", "classification"])
+@pytest.mark.parametrize("name", ["question-answering", "token-classification", "classification", "summarization"])
 def test_the_loss_measured_is_the_models_own(name, tmp_path):
     task, model = varied(name, tmp_path)
     batch = task.collate([task.evaluation[i] for i in range(len(task.evaluation))])
     with torch.no_grad():
         loss = model(**batch).loss.item()
     assert task.summary(measured(task, model, 5))["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_match_is_exact_where_greedy_generation_writes_the_target(tmp_path):
+    task, model = varied("summarization", tmp_path)
+    with torch.no_grad():  # a target that the model itself writes, and one that differs in its last token
+        source = torch.tensor(task.evaluation[1]["input_ids"])[None]
+        written = model.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=7, eos_token_id=None)[
+            :, 1:
+        ]
+        other = written.clone()
+        other[0, -1] = written[0, -1] % 200 + 1
+        rows = torch.cat([task.statistics(model(source, labels=labels).logits, labels) for labels in (written, other)])
+    assert task.summary(rows[:1].numpy())["exact_match"] == 1
+    assert task.summary(rows.numpy())["exact_match"] == 0.5
+    assert task.summary(rows.numpy())["accuracy"] == 13 / 14
 
 
 def test_predictions_name_labels(tmp_path):

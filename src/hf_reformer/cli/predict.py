@@ -34,7 +34,9 @@ def register(subparsers) -> None:
     )
     parser.add_argument("--question", help="of every text, where the model answers questions")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="texts at a time (default %(default)s)")
-    parser.add_argument("--beams", type=int, default=1, metavar="N", help="of an encoder-decoder (default %(default)s: greedy)")
+    parser.add_argument(
+        "--beams", type=int, default=1, metavar="N", help="of an encoder-decoder (default %(default)s: greedy)"
+    )
     add_device(parser)
     add_revision(parser)
     parser.set_defaults(run=run)
@@ -123,10 +125,14 @@ def texts_of(model, tokenizer, rows: list[dict], arguments) -> Iterator[dict]:
     longest, size = model.config.maximum_length, arguments.batch_size
     for row in rows:
         if (count := len(tokenizer(row["text"], add_special_tokens=False).input_ids)) > longest:
-            raise ValueError(f"a text has {count:,} tokens, but the model has {longest:,} positions: {row['text'][:40]!r}...")
+            raise ValueError(
+                f"a text has {count:,} tokens, but the model has {longest:,} positions: {row['text'][:40]!r}..."
+            )
     for start in range(0, len(rows), size):
         texts = [row["text"] for row in rows[start : start + size]]
-        batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False)
+        batch = tokenizer(
+            texts, add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False
+        )
         with torch.no_grad():
             written = model.generate(
                 **batch.to(model.device), max_length=model.config.decoder_part().maximum_length, num_beams=arguments.beams,
