@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 DEMO_OUTPUT ?= quickstart-output
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -16,7 +17,7 @@ WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || test $(CORES) -gt 1 && echo 
 export DEMO_OUTPUT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench mutants clean distclean
+.PHONY: help install demo test lint format bench mutants docs clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -50,9 +51,16 @@ bench: $(STAMP) ## run the benchmarks
 mutants: $(STAMP) ## break the code in many places and see whether the tests notice (MUTANTS_ARGS="--sample 40 --module hashing")
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(MUTANTS_ARGS)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_STAMP) ## build the documentation into site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # a folder that DEMO_OUTPUT names belongs to whoever named it
 clean: ## remove what builds and `make demo` leave behind
-	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis quickstart-output
+	rm -rf build dist site src/*.egg-info .pytest_cache .ruff_cache .hypothesis quickstart-output
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the same, and .venv

@@ -141,7 +141,8 @@ def make(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("src", "tests"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".venv" / ".installed").touch()
+    for stamp in (".installed", ".docs-installed"):
+        (tmp_path / ".venv" / stamp).touch()
 
     def run(*arguments, **environment):
         done = subprocess.run(
@@ -172,3 +173,7 @@ def test_tests_run_on_the_cores_there_are_with_one_thread_each(make, cores, work
     printed = make("test", f"CORES={cores}")
     assert f"<-n>\n<{workers}>\n" in printed
     assert "threads 1:\n<-m>\n<pytest>" in printed
+
+
+def test_the_documentation_is_built_strictly(make):
+    assert "<-m>\n<mkdocs>\n<build>\n<--strict>" in make("docs")

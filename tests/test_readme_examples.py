@@ -1,20 +1,10 @@
-"""The examples of the README run as they stand there, and learn."""
+"""The examples of the guide to fine-tuning run as they stand there, and learn. (Those of README and other pages: test_guides.)"""
 
 import re
 from pathlib import Path
 
-import pytest
-
-README = Path(__file__).parents[1] / "README.md"
-
-
-def blocks_of(heading):
-    """Python code blocks under a heading of the second level."""
-    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.M | re.S)
-    return re.findall(r"^```python\n(.*?)^```", section.group(1), re.M | re.S)
-
-
-FINE_TUNING = blocks_of("Fine-tuning with Trainer")
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "fine-tuning.md"
+FINE_TUNING = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8").split("## LoRA")[0], re.M | re.S)
 CAUSAL, MASKED, CLASSIFICATION, ANSWERS = range(4)
 
 
@@ -22,7 +12,7 @@ def run(code, folder, monkeypatch):
     """Executes a block in `folder`; returns its names."""
     monkeypatch.chdir(folder)
     names = {"__name__": "__main__"}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(code, str(PAGE), "exec"), names)
     return names
 
 
@@ -55,9 +45,3 @@ def test_classification(tmp_path, monkeypatch):
 def test_question_answering(tmp_path, monkeypatch):
     losses = losses_of(run(FINE_TUNING[ANSWERS], tmp_path, monkeypatch)["trainer"])
     assert losses[-1] < 0.6 * losses[0]
-
-
-@pytest.mark.parametrize("heading", ["Use"])
-def test_first_steps(heading, tmp_path, monkeypatch):
-    names = run(blocks_of(heading)[0], tmp_path, monkeypatch)
-    assert all(parameter.grad.isfinite().all() for parameter in names["model"].parameters())

@@ -1,0 +1,54 @@
+"""Checkpoints that ship: each loads by its bare name, says what its card says it is, and together they are small."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_reformer
+from hf_reformer.auto import SHIPPED, shipped
+
+
+def test_these_ship():
+    assert shipped() == ["text-16k"]
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 40 * 2**20
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_each_is_whole_and_has_its_card_among_the_model_cards(name):
+    folder = Path(hf_reformer.pretrained(name))
+    files = {path.name for path in folder.iterdir()}
+    assert files >= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "recipe.yaml",
+        "run.json",
+        "tokenizer_config.json",
+    }
+    for path in (
+        folder / "README.md",
+        folder / "recipe.yaml",
+        Path(__file__).parents[1] / "model_cards" / f"{name}.md",
+    ):
+        assert "/tmp" not in path.read_text() and "/home" not in path.read_text()
+
+
+def test_text_16k_predicts_english_and_goes_on_from_it():
+    """The first inaugural address of George Washington begins so."""
+    folder = hf_reformer.pretrained("text-16k")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = "Among the vicissitudes incident to life no event could have filled me with greater anxieties than that of which the "
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        loss = model(ids, labels=ids).loss.item()
+    assert model.config.maximum_length == 16384
+    assert loss / torch.log(torch.tensor(2.0)).item() < 3.0
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    assert tokenizer.decode(written[0]).startswith(text)
+
+
+def test_other_names_are_refused():
+    with pytest.raises(ValueError, match="must be one of text-16k"):
+        hf_reformer.pretrained("text-32k")
