@@ -147,6 +147,43 @@ class ReformerImageProcessor(PilBackend):
         masks = [np.ones(len(row), np.int64) for row in rows]
         return BatchFeature({"input_ids": rows, "attention_mask": masks}, tensor_type=return_tensors)
 
+    def upper_rows(self, image, rows=None):
+        """The tokens that a completion starts from: those of an image's upper rows, and how many channels it has.
+
+        Args:
+            image: one image.
+            rows: how many rows are taken, once the image has the size that this processor makes; None: the image is that part.
+
+        Returns:
+            int64 (rows * W * C), and C.
+
+        Raises:
+            ValueError: it is not one image, not as wide as an image is, as high or higher, or `rows` are too few or too many.
+        """
+        height, width = self.image_size()
+        images = self._prepare_images_structure(image)
+        if len(images) != 1:
+            raise ValueError(f"`image` is {len(images)} images, but must be 1.")
+        if rows is None:
+            pixels = self.process_image(images[0], do_convert_rgb=self.do_convert_rgb)
+            if pixels.shape[2] != width or pixels.shape[1] >= height:
+                raise ValueError(
+                    f"an image has {pixels.shape[2]} x {pixels.shape[1]} pixels, but must be {width} wide and less than {height} "
+                    "high, the part to be kept; or say with `rows` how many rows of the scaled image are kept."
+                )
+            rows, channels = pixels.shape[1], pixels.shape[0]
+            tokens = pixels.transpose(1, 2, 0).reshape(-1).astype(np.int64) + self.token_offset
+        else:
+            if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows < height:
+                raise ValueError(f"`rows` is {rows!r}, but must be a whole number from 1 to {height - 1}.")
+            tokens = self.preprocess(images, token_dtype="int64")["input_ids"][0]
+            channels = len(tokens) // (height * width)
+        return tokens[: rows * width * channels], channels
+
+    def image_size(self):
+        """(height, width) of the images that this processor makes; `ValueError` where it does not say."""
+        return self._size_of(None)
+
     # --- tokens to images -------------------------------------------------------------------------------------------
 
     def post_process(self, input_ids, size=None, output_type="np"):
@@ -222,10 +259,15 @@ def _listed(images):
 def _opened(path):
     """The image of a file in the mode that it has, turned as its camera says. (transformers makes it RGB at once, which turns
     what is transparent into whatever colour lies below, and 16 bits into 8.)"""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image)
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not an image that can be read.") from error
+    except (OSError, SyntaxError) as error:  # what Pillow raises for a file that is cut off
+        raise ValueError(f"{os.fspath(path)!r} cannot be read as an image: {error}.") from error
 
 
 def _single_images(image):
