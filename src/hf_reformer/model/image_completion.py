@@ -26,6 +26,7 @@ class ReformerImagePipeline(Pipeline):
             back; None: whole images are made, from a first value drawn as often as it was in training.
         rows: how many rows of each image are kept, once it is scaled to the model's size. Without it the image is that upper
             part: as wide as the model's images, and not as high.
+        input_data_format: "channels_first" or "channels_last", where an array could be both, as one of 3 rows.
         num_images: of each (1).
         temperature (1.0; 0: always the likeliest), top_p (1.0: all values): how values are drawn.
         seed: 0 to 2**64 - 1; the generators are afterwards as before. None: they are drawn from.
@@ -50,17 +51,18 @@ class ReformerImagePipeline(Pipeline):
         """See the class."""
         return super().__call__(list(images) if isinstance(images, tuple) else images, **kwargs)
 
-    def _sanitize_parameters(self, rows=None, **kwargs):
+    def _sanitize_parameters(self, rows=None, input_data_format=None, **kwargs):
         check_drawing(**kwargs)
-        return {} if rows is None else {"rows": rows}, kwargs, {}
+        given = {"rows": rows, "input_data_format": input_data_format}
+        return {name: value for name, value in given.items() if value is not None}, kwargs, {}
 
-    def preprocess(self, image, rows=None):
+    def preprocess(self, image, rows=None, input_data_format=None):
         if image is None:
             if rows is not None:
                 raise ValueError(f"`rows` is {rows!r}, but must be None where no image is given.")
             channels = channels_of(self.model.config, self.image_processor)
             return {"tokens": torch.zeros(0, dtype=torch.long), "channels": channels}
-        tokens, channels = self.image_processor.upper_rows(image, rows)
+        tokens, channels = self.image_processor.upper_rows(image, rows, input_data_format)
         return {"tokens": torch.from_numpy(tokens), "channels": channels}
 
     def _forward(self, inputs, num_images=1, seed=None, **how):

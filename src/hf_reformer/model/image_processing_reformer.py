@@ -147,12 +147,13 @@ class ReformerImageProcessor(PilBackend):
         masks = [np.ones(len(row), np.int64) for row in rows]
         return BatchFeature({"input_ids": rows, "attention_mask": masks}, tensor_type=return_tensors)
 
-    def upper_rows(self, image, rows=None):
+    def upper_rows(self, image, rows=None, input_data_format=None):
         """The tokens that a completion starts from: those of an image's upper rows, and how many channels it has.
 
         Args:
             image: one image.
             rows: how many rows are taken, once the image has the size that this processor makes; None: the image is that part.
+            input_data_format: "channels_first" or "channels_last", where an array could be both.
 
         Returns:
             int64 (rows * W * C), and C.
@@ -165,7 +166,9 @@ class ReformerImageProcessor(PilBackend):
         if len(images) != 1:
             raise ValueError(f"`image` is {len(images)} images, but must be 1.")
         if rows is None:
-            pixels = self.process_image(images[0], do_convert_rgb=self.do_convert_rgb)
+            pixels = self.process_image(
+                images[0], do_convert_rgb=self.do_convert_rgb, input_data_format=input_data_format
+            )
             if pixels.shape[2] != width or pixels.shape[1] >= height:
                 raise ValueError(
                     f"an image has {pixels.shape[2]} x {pixels.shape[1]} pixels, but must be {width} wide and less than {height} "
@@ -176,7 +179,7 @@ class ReformerImageProcessor(PilBackend):
         else:
             if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows < height:
                 raise ValueError(f"`rows` is {rows!r}, but must be a whole number from 1 to {height - 1}.")
-            tokens = self.preprocess(images, token_dtype="int64")["input_ids"][0]
+            tokens = self.preprocess(images, token_dtype="int64", input_data_format=input_data_format)["input_ids"][0]
             channels = len(tokens) // (height * width)
         return tokens[: rows * width * channels], channels
 

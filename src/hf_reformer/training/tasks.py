@@ -121,6 +121,7 @@ def image_task(recipe: Recipe, plan: Plan) -> Task:
     training, held_out, description = read_images(recipe.data, plan.seed, trained=plan.steps > 0)
     rows = ImageRows(training, held_out, plan.seed, ex.spread(len(held_out), recipe.evaluation.examples))
     prints = training.fingerprint(), held_out.fingerprint()
+    trained = "" if training is held_out else f"{len(training):,} images to train on, "
     return Task(
         training=ex.Examples(plan.examples, rows.training),
         evaluation=ex.Examples(len(rows.kept), rows.evaluation),
@@ -129,7 +130,7 @@ def image_task(recipe: Recipe, plan: Plan) -> Task:
         predictions=partial(language_windows, row_bytes=None),
         fingerprint=fingerprint_of(part.encode() for part in prints),
         held_out_fingerprint=prints[1],
-        description=f"{len(training):,} images to train on, {len(held_out):,} held out: {description}",
+        description=f"{trained}{len(held_out):,} held out: {description}",
         image_processor=processor_of(recipe.data, first_values=training.first_values()),
         vocab_size=256,
         unit="dimension",
