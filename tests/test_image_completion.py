@@ -7,7 +7,7 @@ from helpers import tiny_config
 from PIL import Image
 from transformers import pipeline, set_seed
 
-from hf_reformer import ReformerImagePipeline, ReformerImageProcessor, ReformerModelWithLMHead, cli
+from hf_reformer import ReformerForMaskedLM, ReformerImagePipeline, ReformerImageProcessor, ReformerModelWithLMHead, cli
 from hf_reformer.model.image_completion import grid
 
 HEIGHT, WIDTH = 5, 7
@@ -173,7 +173,6 @@ def test_what_cannot_be_completed_is_one_clear_error(complete, image, arguments,
     [
         ({"vocab_size": 255}, {}, "255 tokens, but must have 256"),
         ({"vocab_size": 256}, {"token_offset": 2}, "256 tokens, but must have 258"),
-        ({"is_decoder": False}, {}, "not a causal language model"),
         ({}, {"first_values": None}, "no `first_values`"),
         ({}, {"size": {"height": 6, "width": 7}}, "105 positions, but must have 126"),
     ],
@@ -181,6 +180,12 @@ def test_what_cannot_be_completed_is_one_clear_error(complete, image, arguments,
 def test_a_model_that_cannot_make_the_processors_images_is_refused(model, processor, message):
     with pytest.raises(ValueError, match=message):
         ReformerImagePipeline(model=model_of(**model), image_processor=processor_of(**processor))(seed=0)
+
+
+def test_a_model_that_is_not_causal_is_refused():
+    model = ReformerForMaskedLM(tiny_config(["strict_local"], vocab_size=256, is_decoder=False))
+    with pytest.raises(ValueError, match="not a causal language model"):
+        ReformerImagePipeline(model=model, image_processor=processor_of())
 
 
 @pytest.mark.parametrize("values", [[1] * 255, [-1] * 256, [0] * 256, [float("nan")] * 256])

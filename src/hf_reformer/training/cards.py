@@ -54,7 +54,7 @@ from transformers import pipeline
 
 folder, output = sys.argv[1:]
 make = pipeline("image-completion", model=folder)
-make(num_images=1, seed=0)[0].save(output)  # a whole image; make("photo.png", rows=8) completes one from its upper 8 rows
+make(num_images=1, seed=0)[0].save(output)  # make("photo.png", rows=8) keeps the upper 8 rows of one
 """
 FOLDERS = re.compile(r"(?<![\w.:/~])(?:~?/)(?:[^\s/,'\"\[\]]+/)+")  # of paths on the machine that trained
 
