@@ -26,7 +26,7 @@ def numbers(text, pattern):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["01_illustrated_lsh", "02_reversible_layers"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_illustrated_lsh", "02_reversible_layers", "07_images"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -53,3 +53,14 @@ def test_reversible_layers_keep_the_same_at_any_depth_and_refuse_what_cannot_be_
     assert reversible < 1.05 and 5 < ordinary < 7
     assert numbers(text, r"relative difference: (\S+)")[0] < 1e-12
     assert "encoder.layers[1] did not give what it gave in forward" in text
+
+
+def test_images_cost_what_the_first_cell_says_and_are_completed():
+    path = FOLDER / "07_images.ipynb"
+    text = printed(executed(path))
+    model, png = numbers(text, r"model ([\d.]+) bits per dimension, PNG ([\d.]+)")
+    said = numbers(nbformat.read(path, as_version=4).cells[0].source, r"([\d.]+) ± 0\.1 bits .*? of it ([\d.]+);")
+    assert [model, png] == [pytest.approx(said[0], abs=0.1), pytest.approx(said[1], abs=0.02)]
+    assert "12 completions, upper half kept in all of them: True" in text
+    before, after, png = numbers(text, r"dimension ([\d.]+) before, ([\d.]+) after 90 steps, PNG ([\d.]+)")
+    assert after < 1.5 < png < before + 1

@@ -12,7 +12,7 @@ from hf_reformer.training.recipes import load_recipe, recipe_names
 from hf_reformer.training.report import write_recipe
 
 ALL = [
-    "classification", "crime-and-punishment", "duplication", "enwik8", "imagenet64", "masked-lm", "question-answering",
+    "classification", "crime-and-punishment", "duplication", "emoji", "enwik8", "imagenet64", "masked-lm", "question-answering",
     "quickstart", "reversal", "summarization", "text", "text-16k", "token-classification", "wmt14-en-de",
 ]  # fmt: skip
 STEPS = [1, 50, 99, 100, 101, 599, 1999, 2000, 2001, 7999, 8000, 20_000]

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from hf_reformer import ReformerByteTokenizer, ReformerImageProcessor
@@ -333,8 +334,6 @@ def test_sets_of_equal_contents_have_one_digest_in_any_process():
 
 
 def saved(folder, *pictures):
-    from PIL import Image
-
     folder.mkdir()
     for i, picture in enumerate(pictures):
         Image.fromarray(picture).save(folder / f"{i}.png")
@@ -370,8 +369,6 @@ def test_arrays_of_images_stay_on_disk(tmp_path):
 
 
 def test_transparent_images_are_what_the_processor_makes_of_them(tmp_path):
-    from PIL import Image
-
     made = pictures(2, channels=4)
     made[0, :2, :, 3] = 0
     folder = saved(tmp_path / "folder", *made)
@@ -394,6 +391,71 @@ def test_images_that_cannot_be_used_are_one_clear_error(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:90])
     with pytest.raises(ValueError, match="cannot be read as an array"):
         images.local_images(str(tmp_path / "cut.npz"), ImageData(size=4))
+
+
+def test_pictures_of_any_size_are_scaled_where_that_is_asked_for(tmp_path):
+    made = pictures(2, size=4)
+    wide = np.concatenate([np.zeros((2, 4, 1, 3), np.uint8), made, np.zeros((2, 4, 1, 3), np.uint8)], axis=2)
+    folder = saved(tmp_path / "large", *(np.kron(picture, np.ones((3, 3, 1), np.uint8)) for picture in wide))
+    found = images.local_images(folder, ImageData(size=4, resize=True))
+    assert listed(found) == made.reshape(2, 48).tolist()  # the middle of the scaled picture
+    with pytest.raises(ValueError, match="18 x 12 pixels is there; data.resize=true"):
+        images.local_images(folder, ImageData(size=4))
+
+
+def test_images_are_held_out_by_their_content_copies_together(tmp_path):
+    made = np.repeat(pictures(60), 2, axis=0)  # each twice
+    data = ImageData(files=saved(tmp_path / "all", *made), size=4, held_out=0.25)
+    training, held_out, _ = images.read_images(data, seed=0)
+    assert sorted(listed(training) + listed(held_out)) == sorted(made.reshape(120, 48).tolist())
+    assert not {tuple(image) for image in listed(training)} & {tuple(image) for image in listed(held_out)}
+    assert 10 < len(held_out) < 55
+    more = ImageData(files=saved(tmp_path / "fewer", *made[:60]), size=4, held_out=0.25)
+    fewer = images.read_images(more, seed=0)[1]
+    assert {tuple(image) for image in listed(fewer)} < {tuple(image) for image in listed(held_out)}
+
+
+def test_files_whose_names_are_alike_are_all_trained_on_or_all_held_out(tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    for i, picture in enumerate(pictures(60)):
+        Image.fromarray(picture).save(folder / f"{i // 3}-tone{i % 3}.png")
+    data = ImageData(files=str(folder), size=4, held_out=0.3, alike="-tone.")
+    training, held_out, _ = images.read_images(data, seed=0)
+    groups = [{part.names[i].split("-")[0] for i in part.chosen} for part in (training, held_out)]
+    assert not groups[0] & groups[1] and len(groups[0] | groups[1]) == 20 and len(held_out) == 3 * len(groups[1]) > 0
+    with pytest.raises(ValueError, match="data.alike is '\\('.* regular expression"):
+        ImageData(alike="(")
+    with pytest.raises(ValueError, match="all alike, but two are needed"):
+        images.read_images(ImageData(files=str(folder), size=4, alike=".*"), seed=0)
+    np.save(tmp_path / "a.npy", pictures(3).reshape(3, 48))
+    with pytest.raises(ValueError, match="must be null for arrays"):
+        images.read_images(ImageData(files=str(tmp_path / "a.npy"), size=4, alike="-.*"), seed=0)
+
+
+def test_the_processor_of_a_recipe_makes_its_tokens_and_knows_how_images_begin(tmp_path):
+    made = pictures(9)
+    made[:6, 0, 0, 0] = 200
+    recipe = load_recipe("imagenet64", [f"data.files={saved(tmp_path / 'all', *made)}", "data.size=4"])
+    task = build_task(recipe, Plan(steps=1, per_step=1, seed=0))
+    training, _, _ = images.read_images(recipe.data, seed=0)
+    rows = task.image_processor([Image.fromarray(image.reshape(4, 4, 3)) for image in listed_arrays(training)])[
+        "input_ids"
+    ]
+    assert np.array_equal(np.stack(rows), np.stack(listed_arrays(training)))
+    assert task.image_processor.first_values == np.bincount([row[0] for row in rows], minlength=256).tolist()
+
+
+def listed_arrays(found):
+    return [found[i] for i in range(len(found))]
+
+
+def test_png_bits_per_dimension_are_those_of_files_written_one_by_one(tmp_path):
+    made = pictures(3, size=8)
+    for i, picture in enumerate(made):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png", optimize=True)
+    expected = np.mean([8 * (tmp_path / f"{i}.png").stat().st_size / 192 for i in range(3)])
+    assert images.png_bits_per_dimension([picture.reshape(-1) for picture in made], 8) == pytest.approx(expected)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from .model.cache import ReformerCache
 from .model.configuration_reformer import ReformerConfig
 from .model.encoder_decoder import ReformerEncoderDecoderModel, ReformerForConditionalGeneration
 from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .model.image_completion import ReformerImagePipeline
 from .model.image_processing_reformer import ReformerImageProcessor
 from .model.modeling_reformer import (
     ReformerForCausalLM,
@@ -31,6 +32,7 @@ __all__ = [
     "ReformerForQuestionAnswering",
     "ReformerForSequenceClassification",
     "ReformerForTokenClassification",
+    "ReformerImagePipeline",
     "ReformerImageProcessor",
     "ReformerModel",
     "ReformerModelWithLMHead",

@@ -21,6 +21,7 @@ from transformers.utils import is_vision_available
 from .model.configuration_reformer import ReformerConfig
 from .model.encoder_decoder import ReformerForConditionalGeneration
 from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassification, ReformerForTokenClassification
+from .model.image_completion import register as register_images
 from .model.image_processing_reformer import ReformerImageProcessor
 from .model.modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
 from .model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer, ReformerTokenizer
@@ -96,3 +97,4 @@ def register():
             ("pil", "torchvision"), ReformerImageProcessor
         )  # the latter is asked for where it is installed
         AutoImageProcessor.register(ReformerConfig, image_processor_classes=classes, exist_ok=True)
+    register_images()

@@ -15,7 +15,12 @@ def register(subparsers) -> None:
     parser.add_argument("model", help="folder of a run, model or checkpoint, or a model's name on the Hub")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--recipe", help="recipe whose data to use (default: the one that lies beside the model)")
-    data.add_argument("--data", nargs="+", metavar="PATH", help="files and folders of text (language models only)")
+    data.add_argument(
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="files and folders of text (language models), or of images (models of images)",
+    )
     add_run_options(parser)
     add_revision(parser)
     parser.add_argument("--smoke", action="store_true", help="the recipe's generated data")

@@ -61,6 +61,8 @@ def next_command(output: str, code: int) -> str:
     if code:
         return as_typed("train", "--resume", "--output", output)
     config = Path(output, "model", "config.json")
+    if Path(output, "model", "preprocessor_config.json").is_file():
+        return as_typed("generate", output, "--output", "images.png")
     causal = config.is_file() and "LMHead" in config.read_text(encoding="utf-8")
     return as_typed("generate", output, "--prompt", "Once") if causal else as_typed("evaluate", output)
 

@@ -29,6 +29,7 @@ class ReformerImagesKwargs(ImagesKwargs, total=False):
 
     token_offset: int | None
     token_dtype: str | None
+    first_values: list | None
 
 
 class ReformerImageProcessor(PilBackend):
@@ -41,6 +42,8 @@ class ReformerImageProcessor(PilBackend):
         do_center_crop, crop_size (false, 64 x 64): afterwards cut out the middle.
         token_offset (0): added to every value. 2 gives the tokens of `ReformerByteTokenizer`.
         token_dtype ("int64"): what tokens are stored as; "uint8" takes an eighth (models want "int32" or "int64").
+        first_values (none): how often each of the 256 values is the first of an image. A causal model predicts every token but
+            that one: a whole image starts with a value drawn from here.
 
     Images are PIL images, arrays or tensors of integers 0 to 255, (H, W), (H, W, C) or (C, H, W), a batch of such with one
     dimension more, a list of any of them, or paths. `return_tensors="pt"` or `"np"` stacks images of one size.
@@ -59,6 +62,7 @@ class ReformerImageProcessor(PilBackend):
     crop_size = {"height": 64, "width": 64}
     token_offset = 0
     token_dtype = "int64"
+    first_values = None
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -76,6 +80,7 @@ class ReformerImageProcessor(PilBackend):
         most = np.iinfo(dtype).max - BYTES + 1
         if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset <= most:
             raise ValueError(f"`token_offset` is {offset!r}, but must be an integer from 0 to {most} (for {dtype}).")
+        check_first_values(kwargs["first_values"])
         super()._validate_preprocess_kwargs(**kwargs)
 
     # --- images to tokens -------------------------------------------------------------------------------------------
@@ -142,6 +147,46 @@ class ReformerImageProcessor(PilBackend):
         masks = [np.ones(len(row), np.int64) for row in rows]
         return BatchFeature({"input_ids": rows, "attention_mask": masks}, tensor_type=return_tensors)
 
+    def upper_rows(self, image, rows=None, input_data_format=None):
+        """The tokens that a completion starts from: those of an image's upper rows, and how many channels it has.
+
+        Args:
+            image: one image.
+            rows: how many rows are taken, once the image has the size that this processor makes; None: the image is that part.
+            input_data_format: "channels_first" or "channels_last", where an array could be both.
+
+        Returns:
+            int64 (rows * W * C), and C.
+
+        Raises:
+            ValueError: it is not one image, not as wide as an image is, as high or higher, or `rows` are too few or too many.
+        """
+        height, width = self.image_size()
+        images = self._prepare_images_structure(image)
+        if len(images) != 1:
+            raise ValueError(f"`image` is {len(images)} images, but must be 1.")
+        if rows is None:
+            pixels = self.process_image(
+                images[0], do_convert_rgb=self.do_convert_rgb, input_data_format=input_data_format
+            )
+            if pixels.shape[2] != width or pixels.shape[1] >= height:
+                raise ValueError(
+                    f"an image has {pixels.shape[2]} x {pixels.shape[1]} pixels, but must be {width} wide and less than {height} "
+                    "high, the part to be kept; or say with `rows` how many rows of the scaled image are kept."
+                )
+            rows, channels = pixels.shape[1], pixels.shape[0]
+            tokens = pixels.transpose(1, 2, 0).reshape(-1).astype(np.int64) + self.token_offset
+        else:
+            if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows < height:
+                raise ValueError(f"`rows` is {rows!r}, but must be a whole number from 1 to {height - 1}.")
+            tokens = self.preprocess(images, token_dtype="int64", input_data_format=input_data_format)["input_ids"][0]
+            channels = len(tokens) // (height * width)
+        return tokens[: rows * width * channels], channels
+
+    def image_size(self):
+        """(height, width) of the images that this processor makes; `ValueError` where it does not say."""
+        return self._size_of(None)
+
     # --- tokens to images -------------------------------------------------------------------------------------------
 
     def post_process(self, input_ids, size=None, output_type="np"):
@@ -196,6 +241,17 @@ class ReformerImageProcessor(PilBackend):
         return height, width
 
 
+def check_first_values(values):
+    """Raises `ValueError` unless they are 256 weights to draw with, or None."""
+    if values is None:
+        return
+    weights = np.asarray(values, np.float64) if len(values) == BYTES else np.zeros(BYTES)
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+        raise ValueError(
+            f"`first_values` are {len(values)} numbers, but must be {BYTES} of at least 0, not all of them 0."
+        )
+
+
 def _listed(images):
     """A list, flattened; a single thing is a list of one."""
     if not isinstance(images, (list, tuple)):
@@ -206,10 +262,15 @@ def _listed(images):
 def _opened(path):
     """The image of a file in the mode that it has, turned as its camera says. (transformers makes it RGB at once, which turns
     what is transparent into whatever colour lies below, and 16 bits into 8.)"""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image)
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not an image that can be read.") from error
+    except (OSError, SyntaxError) as error:  # what Pillow raises for a file that is cut off
+        raise ValueError(f"{os.fspath(path)!r} cannot be read as an image: {error}.") from error
 
 
 def _single_images(image):

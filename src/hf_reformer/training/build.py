@@ -279,7 +279,7 @@ def build_trainer(
             train_dataset=task.training,
             eval_dataset=task.evaluation,
             data_collator=task.collate,
-            processing_class=task.tokenizer,
+            processing_class=task.image_processor if task.tokenizer is None else task.tokenizer,
             compute_metrics=partial(all_metrics, metrics_of(task.summary), compute_metrics),
             preprocess_logits_for_metrics=partial(statistics_of, task, compute_metrics is not None),
             callbacks=callbacks,

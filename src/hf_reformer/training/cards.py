@@ -6,6 +6,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .settings import ImageData, TextData
+
 TEMPLATE = Path(__file__).with_name("card.md")
 PIPELINES = {
     "causal-lm": "text-generation",
@@ -44,12 +46,21 @@ from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained("PATH_OR_REPOSITORY")
 """
+IMAGES = """\
+import sys
+
+import hf_reformer  # registers the classes and the task
+from transformers import pipeline
+
+folder, output = sys.argv[1:]
+make = pipeline("image-completion", model=folder)
+make(num_images=1, seed=0)[0].save(output)  # make("photo.png", rows=8) keeps the upper 8 rows of one
+"""
 FOLDERS = re.compile(r"(?<![\w.:/~])(?:~?/)(?:[^\s/,'\"\[\]]+/)+")  # of paths on the machine that trained
 
 
 def model_card(recipe, results: dict, figure: str | None) -> str:
     """Text of README.md; its front matter is checked. Folders of this machine are left out of it."""
-    text_model = recipe.task == "causal-lm" and recipe.data.__class__.__name__ == "TextData"
     settings = {key: value for key, value in recipe.plain.items() if key not in ("name", "source")}
     rows = [(name.replace("_", " "), name, value) for name, value in results["after"].items()]
     kinds = results["layers"]
@@ -62,10 +73,17 @@ def model_card(recipe, results: dict, figure: str | None) -> str:
         rows=rows,
         source=recipe.source,
         settings=without_folders(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)),
-        usage=GENERATE if text_model else LOAD.format(auto_class=AUTO_CLASSES[recipe.task]),
+        usage=usage_of(recipe),
         figure=figure,
     )
     return str(card)
+
+
+def usage_of(recipe) -> str:
+    """Code that runs as it stands where the model can be used without data of the recipe's own form."""
+    if recipe.task == "causal-lm" and isinstance(recipe.data, (TextData, ImageData)):
+        return GENERATE if isinstance(recipe.data, TextData) else IMAGES
+    return LOAD.format(auto_class=AUTO_CLASSES[recipe.task])
 
 
 def without_folders(text: str) -> str:
@@ -76,7 +94,7 @@ def without_folders(text: str) -> str:
 def front_matter(recipe, results: dict) -> ModelCardData:
     """What the Hub reads. The licence of a model of a user's own data only the user can say."""
     own = getattr(recipe.data, "files", None) == "standard-library"
-    pipeline = PIPELINES[recipe.task]
+    pipeline = "unconditional-image-generation" if isinstance(recipe.data, ImageData) else PIPELINES[recipe.task]
     return ModelCardData(
         model_name=f"hf-reformer-{recipe.name}",
         language="code" if own else None,

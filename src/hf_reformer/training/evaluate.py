@@ -14,7 +14,7 @@ from .folder import RECIPE_FILE, RUN_FILE, stored_facts
 from .recipes import load_recipe, model_hints, parsed_change
 from .report import compressed, metrics_in
 from .run import facts_of
-from .settings import Recipe
+from .settings import ImageData, Recipe
 from .task import Plan
 from .tasks import MODELS, build_task
 from .vocabulary import load_tokenizer
@@ -30,7 +30,7 @@ def evaluate_model(
 
     Args:
         recipe: whose evaluation data is used; None: the one saved beside the model.
-        files: text to measure a language model on, instead of a recipe's.
+        files: text to measure a language model on, instead of a recipe's; images, of a model whose own recipe has images.
         changes: `model.key=value` changes the model's configuration, other sections change the recipe.
         revision: of a model on the Hub.
         batch_size: examples at a time on each device.
@@ -45,7 +45,7 @@ def evaluate_model(
         changes = [*changes, f"training.per_device_eval_batch_size={batch_size}"]
     own = None
     if files:
-        chosen = recipe_of_files(config, files, changes)
+        chosen = recipe_of_images(model, files, changes) or recipe_of_files(config, files, changes)
     else:
         own = folder_of_run(model) if recipe is None else None
         chosen = load_recipe(recipe if own is None else str(own / RECIPE_FILE), others(changes), smoke)
@@ -141,6 +141,20 @@ def recipe_of_files(config, files, changes) -> Recipe:
     if kind not in kinds:
         raise ValueError(f"--data is given, but the model is a {kind}; allowed are {', '.join(kinds)}, or --recipe")
     return dataclasses.replace(recipe, task=kinds[kind], data=data)
+
+
+def recipe_of_images(model, files, changes) -> Recipe | None:
+    """The model's own recipe with these images to measure it on; None where it is not one of images."""
+    try:
+        path = str(folder_of_run(model) / RECIPE_FILE)
+        if not isinstance(load_recipe(path).data, ImageData):
+            return None
+    except ValueError:  # it lies beside no recipe that can be read
+        return None
+    own = load_recipe(path, others(changes))
+    names = [str(path) for path in files]
+    data = dataclasses.replace(own.data, files=None, dataset=None, generated=None, evaluation_files=names)
+    return dataclasses.replace(own, data=data)
 
 
 def folder_of_run(model) -> Path:

@@ -1,5 +1,6 @@
 """What a finished run leaves: figures, the model's folder with its card, and the curve. Each appears whole."""
 
+import math
 import platform
 import shutil
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from ..files import replacing_file, replacing_folder
 from ..model.configuration_reformer import ReformerConfig
 from .cards import AUTO_CLASSES, model_card
 from .folder import ADAPTER_FOLDER, FIGURE, MODEL_FOLDER, RECIPE_FILE, RUN_FILE, write_json, write_recipe
+from .images import png_bits_per_dimension
 from .machine import describe_machine, peak_memory_gib
 from .text_data import gzip_bits_per_byte, xz_bits_per_byte
 
 write_results = write_json  # the name that commands know
 LARGEST_TO_COMPRESS = 32 * 2**20  # bytes; xz takes a second for each
+LARGEST_NUMBER = 4096  # images; PNG takes about a millisecond for each
 
 
 def results_of(recipe, trainer, task, command: str, facts: dict) -> dict:
@@ -83,7 +86,9 @@ def metrics_in(entry: dict) -> dict:
 
 
 def compressed(task, metrics: dict) -> dict:
-    """What `gzip -9` and `xz -9` need for the bytes that a language model's bits per byte are of."""
+    """What `gzip -9` and `xz -9` need for the bytes that a language model's bits per byte are of, and PNG for its images."""
+    if task.image_processor is not None:
+        return png_of(task)
     if "bits_per_byte" not in metrics or task.tokenizer is None:
         return {}
     rows = [task.evaluation[i] for i in range(len(task.evaluation))]
@@ -93,6 +98,15 @@ def compressed(task, metrics: dict) -> dict:
     if not 0 < len(text) <= LARGEST_TO_COMPRESS:
         return {}
     return {"evaluated_bytes": len(text), "gzip": gzip_bits_per_byte(text), "xz": xz_bits_per_byte(text)}
+
+
+def png_of(task) -> dict:
+    """Bits per dimension that PNG needs for the images that are evaluated."""
+    if len(task.evaluation) > LARGEST_NUMBER:
+        return {}
+    images = [task.evaluation[i]["input_ids"].numpy().astype(np.uint8) for i in range(len(task.evaluation))]
+    bits = png_bits_per_dimension(images, math.isqrt(len(images[0]) // 3))
+    return {} if bits is None else {"png": bits}
 
 
 def write_model(output: Path, trainer, recipe, facts: dict, card: str, state: dict | None, with_code: bool) -> None:

@@ -238,6 +238,8 @@ class Run:
         for name in ("gzip", "xz"):
             if name in results:
                 self.say(f"{name + ' -9':>20} {results[name]:.4f}")
+        if "png" in results:
+            self.say(f"{'PNG':>20} {results['png']:.4f} bits per dimension, each image by itself (uniform: 8)")
         self.say(f"model in {output / MODEL_FOLDER}, figures in {output / RESULTS_FILE}")
         if trainer.args.push_to_hub:
             self.push()

@@ -4,6 +4,7 @@ Imports nothing that takes time, so that the command line can list the keys in i
 pydantic checks in `fields`; what concerns several values is checked where an object is made.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -106,10 +107,23 @@ class ImageData(Source):
 
     `files`: folders of images, or .npy and .npz arrays of shape (images, 3 * size * size) in the order of the official
     64 x 64 ImageNet files (all red, then all green, then all blue values).
+    `resize`: images of folders and datasets are scaled until the shorter side fits, and the middle is cut out; without it,
+    another size is an error. Without `evaluation_files`, images are held out by a hash of their content, about `held_out` of
+    them. `alike`: a regular expression; files whose names are the same once it is taken out of them, such as variants of one
+    drawing, are all trained on or all held out.
     """
 
     size: Positive = 64
+    resize: bool = False
+    held_out: Share = 0.05
+    alike: str | None = None
     image_column: str = "image"
+
+    def __post_init__(self):
+        try:
+            re.compile(self.alike or "")
+        except re.error as error:
+            raise ValueError(f"data.alike is {self.alike!r}, but must be a regular expression: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Task:
     label_names: list[str] | None = None  # of a batch, that `statistics` takes as labels; None: `labels`
     pad: int = 0
     tokenizer: object = None
+    image_processor: object = None  # that makes the tokens of images
     unit: str | None = None  # of what one token of a language model is
     model_fields: dict = field(default_factory=dict)  # of the configuration that follow from the data
     prompts: list[torch.Tensor] = field(default_factory=list)  # to continue in samples

@@ -7,7 +7,7 @@ import torch
 
 from ..model import encoder_decoder, heads, modeling_reformer
 from . import examples as ex
-from .images import Images, read_images
+from .images import Images, processor_of, read_images
 from .metrics import copy_summary, language_summary, language_windows, sequence_summary, token_statistics
 from .row_formats import FORMATS, RowFormat
 from .rows import read_rows
@@ -118,9 +118,10 @@ class ImageRows:
 
 
 def image_task(recipe: Recipe, plan: Plan) -> Task:
-    training, held_out, description = read_images(recipe.data, plan.seed)
+    training, held_out, description = read_images(recipe.data, plan.seed, trained=plan.steps > 0)
     rows = ImageRows(training, held_out, plan.seed, ex.spread(len(held_out), recipe.evaluation.examples))
     prints = training.fingerprint(), held_out.fingerprint()
+    trained = "" if training is held_out else f"{len(training):,} images to train on, "
     return Task(
         training=ex.Examples(plan.examples, rows.training),
         evaluation=ex.Examples(len(rows.kept), rows.evaluation),
@@ -129,7 +130,8 @@ def image_task(recipe: Recipe, plan: Plan) -> Task:
         predictions=partial(language_windows, row_bytes=None),
         fingerprint=fingerprint_of(part.encode() for part in prints),
         held_out_fingerprint=prints[1],
-        description=f"{len(training):,} images to train on: {description}",
+        description=f"{trained}{len(held_out):,} held out: {description}",
+        image_processor=processor_of(recipe.data, first_values=training.first_values()),
         vocab_size=256,
         unit="dimension",
         prompts=prompts_of(ex.Examples(len(rows.kept), rows.prompt), recipe),
