@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def name(self):
-        return f"{self.task}-{self.length}-{self.kind.replace(' ', '_')}-{self.rounds}-{self.seed}"
+        return f"{self.task}-{self.length}-{self.kind.replace(' ', '_')}-{self.rounds}-{self.steps}-{self.seed}"
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------

@@ -26,12 +26,12 @@ PAPER = """
 
 
 def results(folder):
-    """{task: {(kind, rounds): [result of each seed]}}, in the order in which they stand there."""
+    """{task: {(kind, rounds, steps): [result of each seed]}}, in the order in which they stand there."""
     found = defaultdict(lambda: defaultdict(list))
     for path in sorted(Path(folder).glob("*.json")):
         result = json.loads(path.read_text())
         setting = result["setting"]
-        found[setting["task"]][setting["kind"], setting["rounds"]].append(result)
+        found[setting["task"]][setting["kind"], setting["rounds"], setting["steps"]].append(result)
     return found
 
 
@@ -43,24 +43,25 @@ def value_of(accuracy, column):
     return accuracy.get(column)
 
 
-def label(kind, rounds):
+def label(kind, rounds, _):
     hashed = kind in ("strict_lsh", "lsh", "coin", "full first")
     return NAMES[kind] + (f", {rounds} round{'s' if rounds > 1 else ''}" if hashed else "")
 
 
 def order(key):
     kinds = list(NAMES)
-    return kinds.index(key[0]), -key[1]
+    return kinds.index(key[0]), -key[1], key[2]
 
 
 def table(runs):
-    lines = ["| last layer in training | " + " | ".join(HEADINGS) + " | steps to 90 % less loss |", "|---" * 9 + "|"]
+    headings = " | ".join(("last layer in training", "steps", *HEADINGS, "steps to 90 % less loss"))
+    lines = [f"| {headings} |", "|---" * (len(HEADINGS) + 3) + "|"]
     for key in sorted(runs, key=order):
         cells = []
         for column in COLUMNS:
             values = [value_of(result["accuracy"], column) for result in runs[key]]
             cells.append("" if None in values else f"{100 * mean(values):.1f}")
-        lines.append(f"| {label(*key)} | {' | '.join(cells)} | {steps_to_learn(runs[key])} |")
+        lines.append(f"| {label(*key)} | {key[2]:,} | {' | '.join(cells)} | {steps_to_learn(runs[key])} |")
     return "\n".join(lines)
 
 
@@ -80,7 +81,7 @@ def conditions(runs):
     layers = "2 layers" if s["task"] == "recall" else "1 layer with a table of positions"
     return (
         f"Length {s['length']}, {pairs}{s['symbols']} symbols; {layers}, width {s['width']}, {s['heads']} heads, LSH chunks of "
-        f"{s['chunk']}, all weights from a normal of std {s['std']}; {s['steps']:,} steps of {s['batch']} new rows, AdamW, "
+        f"{s['chunk']}, all weights from a normal of std {s['std']}; {s['batch']} new rows a step, AdamW, "
         f"learning rate {s['learning_rate']:g} with warm-up and linear decay; seed(s) {', '.join(map(str, seeds))}; 512 "
         "rows evaluated."
     )
@@ -94,7 +95,7 @@ def plot(runs, path):
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for key in sorted(runs, key=order):
-        axes.plot(*zip(*runs[key][0]["curve"], strict=True), label=label(*key).replace("`", ""))
+        axes.plot(*zip(*runs[key][0]["curve"], strict=True), label=f"{label(*key)}, {key[2]:,} steps".replace("`", ""))
     axes.set(xlabel="step", ylabel="training loss", yscale="log")
     axes.legend(fontsize=7)
     with replacing_file(path) as temporary:

@@ -28,6 +28,7 @@ from .trax_language_model import (
 )  # fmt: skip
 
 MODEL = "Reformer"
+BLOCK = 12  # arrays of a block of the encoder: attention and feed-forward, each after a norm
 ENCODER, DECODER = "reformer.encoder", "reformer.decoder"
 
 
@@ -53,11 +54,12 @@ def architecture_of(shapes, config, where):
         raise ValueError(f"{where}: the first array must be the embedding (vocabulary, d_model), not {shapes[:1]}.")
     d_model = shapes[0][1]
     runs = _attention_starts(shapes, d_model)
-    middle = next((i for i, start in enumerate(runs) if not _follows(shapes, runs, i)), None) if runs else None
-    if not middle:
+    middle = next((i for i in range(1, len(runs)) if runs[i] - runs[i - 1] != BLOCK), None)
+    if middle is None:
         raise ValueError(f"{where}: no encoder and decoder of attention weights (heads, {d_model}, head size).")
+    # between the last dense layer of the encoder and the decoder's first layer norm: norm, perhaps an embedding, positions
     first, between = runs[0] - 2, shapes[runs[middle - 1] + 10 : runs[middle] - 2]
-    own = len(between) > 2 and len(between[2]) == 2 and between[2] != shapes[1]
+    own = len(between) - 2 > first - 1  # one array more than the encoder has for positions
     heads, _, d_key = shapes[runs[0]]
     sizes = {"d_ff": shapes[runs[0] + 6][-1], "n_heads": heads, "d_key": d_key, "d_value": shapes[runs[0] + 2][-1]}
     encoder = Architecture(
@@ -75,12 +77,6 @@ def _attention_starts(shapes, d_model):
     """Where each run of four attention matrices begins."""
     kinds = [len(shape) == 3 and shape[1] == d_model for shape in shapes]
     return [i for i in range(2, len(shapes) - 3) if all(kinds[i : i + 3]) and not kinds[i - 1]]
-
-
-def _follows(shapes, runs, i):
-    """Whether the `i`-th attention belongs to the encoder's blocks: each is followed by a norm and two dense layers, and the
-    next block's norm and attention stand right behind these."""
-    return i == 0 or runs[i] - runs[i - 1] == 12
 
 
 # --- the key map ----------------------------------------------------------------------------------------------------

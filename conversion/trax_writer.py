@@ -116,15 +116,14 @@ def gin_of(settings):
     """The same as gin bindings. Kinds of attention that share a class (local and full) are told apart by scopes."""
     kinds = {json.dumps(arguments, sort_keys=True): arguments for arguments in settings["attention"]}
     names = {key: f"kind{i}/{CLASSES[arguments['type']]}" for i, (key, arguments) in enumerate(kinds.items())}
-    layers = ", ".join(f"@{names[json.dumps(arguments, sort_keys=True)]}" for arguments in settings["attention"])
-    model, type_of = settings["kind"], "attention_type"
+    layers = [f"@{names[json.dumps(arguments, sort_keys=True)]}" for arguments in settings["attention"]]
+    model, types = settings["kind"], f"attention_type = [{', '.join(layers)}]"
     if model == trax_encoder_decoder.MODEL:
-        type_of, layers = "encoder_attention_type", layers.split(", ")[0]
-    layers = f"[{layers}]" if type_of == "attention_type" else layers
+        types = f"encoder_attention_type = {layers[0]}"
     lines = ["import trax.layers", "import trax.models", "", f"train.model = @trax.models.{model}"]
     for key, arguments in kinds.items():
         lines += [f"{names[key]}.{name} = {value!r}" for name, value in arguments.items() if name != "type"]
-    lines += [f"{model}.{type_of} = {layers}"]
+    lines += [f"{model}.{types}"]
     for name, value in settings["model"].items():
         text = f"@trax.layers.{value}" if name == "ff_activation" else repr(value)
         lines.append(f"{model}.{name} = {text}")

@@ -68,7 +68,7 @@ def test_logits_loss_and_gradients_of_the_original(original):
 
 
 @pytest.mark.parametrize("config", ["config.gin", "config.json"])
-@pytest.mark.parametrize("target_vocabulary", [None, 23])
+@pytest.mark.parametrize("target_vocabulary", [None, 23, 24])  # 24: as long as the table of positions
 @pytest.mark.parametrize("positions", [TABLE, AXIAL], ids=["table", "axial"])
 def test_to_trax_and_back_is_bit_for_bit(tmp_path, positions, target_vocabulary, config):
     given = weights(positions, target_vocabulary=target_vocabulary)

@@ -34,6 +34,7 @@ from hf_reformer import (
     ReformerModel,
     ReformerModelWithLMHead,
 )
+from hf_reformer.model.layer import Context
 
 STRICT = ["strict_local", "strict_lsh", "full"]
 BOTH = {"attn_layers": STRICT, "decoder_attn_layers": ["strict_lsh", "full_shared_qk", "strict_local", "strict_lsh"]}
@@ -94,6 +95,16 @@ def test_logits_of_the_definition(layers, changes, monkeypatch):
     )
     real = target_mask.bool()
     assert_close(found[real], expected[real], 1e-10)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_both_parts_hash_as_often_as_the_model_says_now(given, monkeypatch):
+    model = make_model()
+    calls = inject_rotations(monkeypatch, rotations_by_layer(tiny_config(["lsh"] * 4, num_hashes=3)))
+    model.config.num_hashes = 7 if given else 3
+    source, target, mask = texts(model)
+    model(source, mask, target, num_hashes=3 if given else None)
+    assert [call["num_hashes"] for call in calls] == [3] * 3
 
 
 # --- gradients
@@ -213,6 +224,32 @@ def test_error_under_bf16_autocast():
         loss.backward()
         errors[reversible] = sum(float((g - exact[n]).square().sum()) for n, g in gradients(model).items()) ** 0.5
     assert 0 < errors[True] <= 1.2 * errors[False]
+
+
+def kept_and_estimated(source):
+    """Bytes that ordinary autograd keeps of three layers of a decoder of 256 tokens, and those that they are taken to keep."""
+    sizes = {"hidden_size": 96, "axial_pos_embds_dim": [32, 64], "attention_head_size": 16, "feed_forward_size": 160}
+    sizes |= {"max_position_embeddings": 1024, "axial_pos_shape": [32, 32], "reversible": False}
+    model = make_model(["strict_local"], ["strict_local"] * 3, dtype=torch.float32, **sizes).train()
+    stack, kept = model.get_decoder().encoder, {}
+    hidden, memory = (torch.randn(3, length, 96, requires_grad=True) for length in (256, source))
+    for tensor in (hidden, memory, *model.parameters()):
+        kept[tensor.untyped_storage()._cdata] = (0, tensor)
+
+    def note(tensor):
+        kept.setdefault(tensor.untyped_storage()._cdata, (tensor.untyped_storage().nbytes(), tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        stack.streams(hidden, Context(memory=memory))
+    estimate = 3 * 256 * sum(layer.bytes_kept(torch.float32, source / 256) for layer in stack.layers)
+    return sum(size for size, _ in kept.values()), estimate
+
+
+def test_the_estimate_of_what_the_decoder_would_keep_is_near_what_it_keeps():
+    short, long = kept_and_estimated(64), kept_and_estimated(1024)
+    assert 0.7 < short[1] / short[0] < 1.3
+    assert 0.7 < (long[1] - short[1]) / (long[0] - short[0]) < 1.3  # what the encoder's tokens cost
 
 
 # --- labels, masks and losses
@@ -375,6 +412,29 @@ def test_a_cache_is_forked_and_cropped():
     assert_close(third, first, 1e-12)
 
 
+def test_rows_of_a_cache_are_chosen_repeated_and_reordered_with_their_source():
+    model = make_model()
+    source, target, mask = texts(model)
+
+    def following(rows, change):
+        """Logits of the next token, of rows that a cache of all three was changed to."""
+        with torch.no_grad():
+            cache = model(source, mask, target[:, :9], use_cache=True).past_key_values
+            change(cache)
+            return model(source[rows], mask[rows], target[rows, 9:10], past_key_values=cache).logits, rows
+
+    changes = {
+        (2, 0, 0): lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])),
+        (0, 0, 1, 1, 2, 2): lambda cache: cache.batch_repeat_interleave(2),
+        (2, 1): lambda cache: cache.batch_select_indices(torch.tensor([2, 1])),
+    }
+    with torch.no_grad():
+        whole = model(source, mask, target[:, :10]).logits[:, 9:]
+    for rows, change in changes.items():
+        found, rows = following(torch.tensor(rows), change)
+        assert_close(found, whole[rows], 1e-10)
+
+
 # --- as its users call it
 
 
@@ -503,6 +563,10 @@ WRONG = {
     "words": ({"decoder_input_ids": torch.full((3, 4), 19)}, "`decoder_input_ids` holds 19"),
     "labels": ({"labels": torch.full((3, TARGET), 19)}, "`labels` holds 19"),
     "shape of labels": ({"labels": torch.ones(3, 4, dtype=torch.long)}, "`labels` has the shape"),
+    "packed targets": (
+        {"decoder_position_ids": torch.cat([torch.arange(9), torch.arange(TARGET - 9)])[None]},
+        "`decoder_position_ids` begins again",
+    ),
     "a misspelt name": ({"decoder_attention_masks": torch.ones(3, TARGET)}, "did you mean `decoder_attention_mask`"),
 }
 

@@ -50,7 +50,7 @@ def test_each_kind_leaves_a_file_is_not_run_again_and_stands_in_the_page(task, t
     evidence.main(command)
     files = sorted((tmp_path / "results").glob("*.json"))
     assert len(files) == len(evidence.KINDS) and len(capsys.readouterr().out.splitlines()) == len(files)
-    result = json.loads((tmp_path / "results" / f"{task}-16-strict_lsh-4-0.json").read_text())
+    result = json.loads((tmp_path / "results" / f"{task}-16-strict_lsh-4-3-0.json").read_text())
     assert list(result["accuracy"]) == [
         "as trained", "strict_lsh-1", "strict_lsh-2", "strict_lsh-4", "strict_lsh-8", "full",
         "attention of the last layer zeroed",
@@ -64,6 +64,17 @@ def test_each_kind_leaves_a_file_is_not_run_again_and_stands_in_the_page(task, t
     assert page.startswith("# Answer\n") and (tmp_path / f"does-lsh-help-{task}.png").stat().st_size > 1000
     assert sum(line.startswith("| ") and "|" in line[2:] for line in page.splitlines()) >= 1 + len(evidence.KINDS)
     assert f"{100 * result['accuracy']['full']:.1f}" in page
+
+
+def test_runs_of_other_lengths_are_rows_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "EVALUATED", 64)
+    for steps in (3, 4):
+        sizes = [f"--{name}={value}" for name, value in {**TINY, "steps": steps}.items()]
+        evidence.main(["recall", "--kinds", "none", "--output", str(tmp_path), *sizes])
+    assert {key: len(runs) for key, runs in evidence_page.results(tmp_path)["recall"].items()} == {
+        ("none", 1, 3): 1,
+        ("none", 1, 4): 1,
+    }
 
 
 def test_zeroing_a_layer_gives_its_weights_back():

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import hf_reformer
 from hf_reformer.auto import SHIPPED, shipped
+from hf_reformer.training.cards import without_folders
 
 
 def test_these_ship():
@@ -33,7 +34,8 @@ def test_each_is_whole_and_has_its_card_among_the_model_cards(name):
         folder / "recipe.yaml",
         Path(__file__).parents[1] / "model_cards" / f"{name}.md",
     ):
-        assert "/tmp" not in path.read_text() and "/home" not in path.read_text()
+        text = path.read_text()
+        assert without_folders(text) == text
 
 
 def test_text_16k_predicts_english_and_goes_on_from_it():

@@ -123,16 +123,14 @@ def texts_of(model, tokenizer, rows: list[dict], arguments) -> Iterator[dict]:
     import torch
 
     longest, size = model.config.maximum_length, arguments.batch_size
-    for row in rows:
-        if (count := len(tokenizer(row["text"], add_special_tokens=False).input_ids)) > longest:
+    ids = [tokenizer(row["text"], add_special_tokens=False).input_ids for row in rows]
+    for row, tokens in zip(rows, ids, strict=True):
+        if len(tokens) > longest:
             raise ValueError(
-                f"a text has {count:,} tokens, but the model has {longest:,} positions: {row['text'][:40]!r}..."
+                f"a text has {len(tokens):,} tokens, but the model has {longest:,} positions: {row['text'][:40]!r}..."
             )
     for start in range(0, len(rows), size):
-        texts = [row["text"] for row in rows[start : start + size]]
-        batch = tokenizer(
-            texts, add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False
-        )
+        batch = tokenizer.pad({"input_ids": ids[start : start + size]}, return_tensors="pt")
         with torch.no_grad():
             written = model.generate(
                 **batch.to(model.device), max_length=model.config.decoder_part().maximum_length, num_beams=arguments.beams,

@@ -34,10 +34,8 @@ class Checkpointed:
     checkpoint: object
 
     def run(self, layer, x1, x2, context):
-        if context.memory is None:
-            return self.checkpoint(partial(layer.compute, context=context), x1, x2)
         compute = lambda x1, x2, memory: layer.compute(x1, x2, replace(context, memory=memory))
-        return self.checkpoint(compute, x1, x2, context.memory)
+        return self.checkpoint(compute, x1, x2, context.memory)  # whose gradient would be lost in the context
 
 
 def final_norm(layer_norm, dropout, y1, y2, averaged=False):

@@ -20,6 +20,7 @@ from .inputs import as_ids, check_keywords, check_labels, check_logits_to_keep, 
 from .layer import ReformerDecoderLayer
 from .losses import shifted_right
 from .modeling_reformer import ReformerLanguageModel, ReformerModel, ReformerPreTrainedModel, normed_head
+from .tracing import readable
 
 
 class ReformerSourceEncoder(ReformerModel):
@@ -57,9 +58,6 @@ class ReformerTargetDecoder(ReformerModel):
         if config.share_encoder_decoder_embeddings:
             self.embeddings.word_embeddings = None  # the encoder's are
 
-    def get_input_embeddings(self):
-        return self.embeddings.word_embeddings
-
     def forward(self, target, memory, real_memory, words=None, output_hidden_states=None, last=0):
         """`EncoderOutput` before the final norm, and the cache.
 
@@ -76,6 +74,11 @@ class ReformerTargetDecoder(ReformerModel):
         except ValueError as error:  # in the names that it was called with
             names = "`(input_ids|inputs_embeds|attention_mask|position_ids)`"
             raise ValueError(re.sub(names, r"`decoder_\1`", str(error))) from None
+        if context.documents is not None and readable(memory):
+            raise ValueError(
+                "`decoder_position_ids` begins again within a row, as of several documents, but must not: each would read all of "
+                "the source."
+            )
         if context.cache is not None:
             context.cache.note_source(memory)
         context = replace(context, memory=memory, real_memory=real_memory)
@@ -106,7 +109,11 @@ class _Read:
 
 
 class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
-    """Encoder and decoder without a head (`config.is_encoder_decoder` must be true)."""
+    """Encoder and decoder without a head (`config.is_encoder_decoder` must be true).
+
+    Each part has a configuration of its own, `encoder.config` and `decoder.config`, made from the model's: of the fields of the
+    latter, only `num_hashes` and what is handed out are looked at again in each call.
+    """
 
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
@@ -190,6 +197,10 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
         (input_ids, attention_mask, inputs_embeds, encoder_outputs), (ids, mask, embeds, positions) = source, target
         if ids is None and embeds is None:
             raise ValueError("`decoder_input_ids` is None, but must be given (or `decoder_inputs_embeds`, or labels).")
+        config = self.config
+        num_hashes = config.num_hashes if num_hashes is None else num_hashes
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids, attention_mask, None, inputs_embeds, num_hashes, output_hidden_states, output_attentions
@@ -200,10 +211,8 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
                 f"`{name}` is given, but must be None where `encoder_outputs` is given: the source is read already."
             )
         memory, begun = encoder_outputs[0], ids if embeds is None else embeds
-        check_memory(
-            memory, attention_mask, self.config.hidden_size, begun.shape[0] if torch.is_tensor(begun) else None
-        )
-        words = self.encoder.get_input_embeddings() if self.config.share_encoder_decoder_embeddings else None
+        check_memory(memory, attention_mask, config.hidden_size, begun.shape[0] if torch.is_tensor(begun) else None)
+        words = self.encoder.get_input_embeddings() if config.share_encoder_decoder_embeddings else None
         given = {
             "input_ids": ids, "attention_mask": mask, "position_ids": positions, "inputs_embeds": embeds,
             "num_hashes": num_hashes, "past": past, "use_cache": use_cache, "output_attentions": output_attentions,

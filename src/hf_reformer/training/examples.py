@@ -101,6 +101,12 @@ def duplication_example(length: int, symbols: int, random: np.random.Generator) 
     return {"input_ids": ids, "labels": labels}
 
 
+def reversal_example(length: int, symbols: int, random: np.random.Generator) -> dict:
+    """Symbols, and the same from the last to the first."""
+    ids = torch.from_numpy(random.integers(1, symbols + 1, length))
+    return {"input_ids": ids, "labels": ids.flip(0)}
+
+
 def collate(rows: list[dict], pad: int = 0) -> dict[str, torch.Tensor]:
     """Rows of one batch as tensors (B, L), padded on the right where their lengths differ, with a mask then."""
     lengths = [len(row["input_ids"]) for row in rows]

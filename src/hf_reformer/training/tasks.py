@@ -3,7 +3,6 @@
 from functools import partial
 
 import numpy as np
-import torch
 
 from ..model import encoder_decoder, heads, modeling_reformer
 from . import examples as ex
@@ -25,7 +24,7 @@ MODELS = {
     "token-classification": heads.ReformerForTokenClassification,
     "seq2seq": encoder_decoder.ReformerForConditionalGeneration,
 }
-EVALUATION_SYMBOLS = 1024  # duplication examples to evaluate on, where the recipe does not say
+EVALUATION_DRAWN = 1024  # drawn examples to evaluate on, where the recipe does not say
 
 
 def build_task(recipe: Recipe, plan: Plan, tokenizer=None) -> Task:
@@ -46,58 +45,43 @@ def build_task(recipe: Recipe, plan: Plan, tokenizer=None) -> Task:
     return rows_task(recipe, plan, tokenizer)
 
 
-class Duplication:
-    """Sequences 0w0w, drawn by their index."""
+class Drawn:
+    """Examples of one length, drawn by their index."""
 
-    def __init__(self, data: DuplicationData, seed: int):
-        self.data, self.seed = data, seed
+    def __init__(self, data, seed: int, make):
+        self.data, self.seed, self.make = data, seed, make
 
-    def drawn(self, purpose: int, index: int) -> dict:
-        return ex.duplication_example(self.data.length, self.data.symbols, ex.generator(self.seed, purpose, index))
+    def __call__(self, purpose: int, index: int) -> dict:
+        return self.make(self.data.length, self.data.symbols, ex.generator(self.seed, purpose, index))
+
+
+def drawn_task(recipe: Recipe, plan: Plan, name: str, make, **measured) -> Task:
+    """A task whose examples `make` draws anew for every step; `measured`: `statistics` and `summary`."""
+    data, drawn = recipe.data, Drawn(recipe.data, plan.seed, make)
+    name = f"{name}-{data.length}-{data.symbols}"
+    return Task(
+        training=ex.Examples(plan.examples, partial(drawn, ex.TRAINING)),
+        evaluation=ex.Examples(recipe.evaluation.examples or EVALUATION_DRAWN, partial(drawn, ex.EVALUATION)),
+        predictions=partial(language_windows, row_bytes=None),
+        fingerprint=name,
+        held_out_fingerprint=f"{name}-{plan.seed}",
+        vocab_size=data.symbols + 1,
+        **measured,
+    )
 
 
 def duplication_task(recipe: Recipe, plan: Plan) -> Task:
-    data, drawn = recipe.data, Duplication(recipe.data, plan.seed).drawn
-    count = recipe.evaluation.examples or EVALUATION_SYMBOLS
-    name = f"0w0w-{data.length}-{data.symbols}"
-    return Task(
-        training=ex.Examples(plan.examples, partial(drawn, ex.TRAINING)),
-        evaluation=ex.Examples(count, partial(drawn, ex.EVALUATION)),
-        statistics=partial(token_statistics, causal=True),
-        summary=copy_summary,
-        predictions=partial(language_windows, row_bytes=None),
-        fingerprint=name,
-        held_out_fingerprint=f"{name}-{plan.seed}",
-        description=f"0w0w sequences of {data.length} symbols, drawn anew for every step",
-        vocab_size=data.symbols + 1,
-    )
-
-
-class Reversal:
-    """Sequences and their reverse, drawn by their index."""
-
-    def __init__(self, data: ReversalData, seed: int):
-        self.data, self.seed = data, seed
-
-    def drawn(self, purpose: int, index: int) -> dict:
-        symbols = ex.generator(self.seed, purpose, index).integers(1, self.data.symbols + 1, self.data.length)
-        return {"input_ids": torch.from_numpy(symbols), "labels": torch.from_numpy(symbols[::-1].copy())}
+    return drawn_task(
+        recipe, plan, "0w0w", ex.duplication_example, statistics=partial(token_statistics, causal=True), summary=copy_summary,
+        description=f"0w0w sequences of {recipe.data.length} symbols, drawn anew for every step",
+    )  # fmt: skip
 
 
 def reversal_task(recipe: Recipe, plan: Plan) -> Task:
-    data, drawn = recipe.data, Reversal(recipe.data, plan.seed).drawn
-    name = f"reversal-{data.length}-{data.symbols}"
-    return Task(
-        training=ex.Examples(plan.examples, partial(drawn, ex.TRAINING)),
-        evaluation=ex.Examples(recipe.evaluation.examples or EVALUATION_SYMBOLS, partial(drawn, ex.EVALUATION)),
-        statistics=token_statistics,
-        summary=sequence_summary,
-        predictions=partial(language_windows, row_bytes=None),
-        fingerprint=name,
-        held_out_fingerprint=f"{name}-{plan.seed}",
-        description=f"{data.length} symbols to be written from the last to the first, drawn anew for every step",
-        vocab_size=data.symbols + 1,
-    )
+    return drawn_task(
+        recipe, plan, "reversal", ex.reversal_example, statistics=token_statistics, summary=sequence_summary,
+        description=f"{recipe.data.length} symbols to be written from the last to the first, drawn anew for every step",
+    )  # fmt: skip
 
 
 class ImageRows:
