@@ -10,9 +10,10 @@ class Run:
     """One model, one kind of step. See `models.py` for the peers and the model's sizes."""
 
     label: str
-    peer: str = "hf_reformer"  # hf_reformer, transformers, gpt2, reformer_pytorch
+    peer: str = "hf_reformer"  # hf_reformer, transformers, gpt2, reformer_pytorch, encoder_decoder (ours), marian
     mode: str = "train"  # train: forward, backward, Adam step; forward: evaluation without gradient
     length: int = 16 * K
+    target: int | None = None  # tokens that an encoder-decoder writes
     rounds: int = 4
     layers: int = 6
     strict: bool = False
@@ -108,6 +109,16 @@ CASES = (
         "depth", "memory of 48 layers beside 6, 16,384 tokens, 1 round",
         _all((replace(OURS, label="6 layers"), replace(OURS, label="48 layers", layers=48)), rounds=1, steps=1),
         "grows by at most 10 % beyond parameters, gradients and optimiser state",
+    ),
+    Case(
+        "source", "training step of an encoder-decoder (3 layers each) over the length of its source, target of 1,024, 1 round",
+        tuple(
+            Run(f"{label} {length}", peer=peer, length=length, target=K, rounds=1, layers=3, strict=True, steps=1)
+            for label, peer, length in (
+                ("Marian", "marian", 4 * K), ("ours", "encoder_decoder", 4 * K),
+                ("ours", "encoder_decoder", 16 * K), ("ours", "encoder_decoder", 64 * K),
+            )
+        ),
     ),
     Case(
         "lengths", "training step over length, 1 round",

@@ -39,9 +39,11 @@ def reformer_settings(run):
 def build(run):
     """A model whose call on token ids, with labels, gives a loss as transformers' do."""
     torch.manual_seed(0)
-    return {"hf_reformer": _ours, "transformers": _stock, "gpt2": _gpt2, "reformer_pytorch": _reformer_pytorch}[
-        run.peer
-    ](run)
+    peers = {
+        "hf_reformer": _ours, "transformers": _stock, "gpt2": _gpt2, "reformer_pytorch": _reformer_pytorch,
+        "encoder_decoder": _encoder_decoder, "marian": _marian,
+    }  # fmt: skip
+    return peers[run.peer](run)
 
 
 def _ours(run):
@@ -53,6 +55,33 @@ def _ours(run):
         settings["num_buckets"] = None
     config = ReformerConfig(**settings, reversible=run.reversible, attn_implementation=run.implementation)
     return ReformerModelWithLMHead(config)
+
+
+def _encoder_decoder(run):
+    from hf_reformer import ReformerConfig, ReformerForConditionalGeneration
+
+    settings = reformer_settings(run) | {
+        "attn_layers": (["strict_local", "strict_lsh"] * run.layers)[: run.layers], "num_buckets": None, "is_decoder": False,
+        "is_encoder_decoder": True, "decoder_max_position_embeddings": run.target, "decoder_start_token_id": 0,
+        "lsh_num_chunks_after": 1, "local_num_chunks_after": 1, "reversible": run.reversible,
+    }  # fmt: skip
+    return ReformerForConditionalGeneration(ReformerConfig(**settings))
+
+
+def _marian(run):
+    from transformers import MarianConfig, MarianMTModel
+
+    sizes = {
+        "d_model": WIDTH,
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": run.layers, f"{side}_attention_heads": HEADS, f"{side}_ffn_dim": INNER}
+    config = MarianConfig(**sizes, max_position_embeddings=run.length, dropout=0.0, forced_eos_token_id=None)
+    return MarianMTModel(config)
 
 
 def _stock(run):

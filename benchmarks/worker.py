@@ -22,8 +22,9 @@ def measure(run):
     model.train(run.mode == "train")
     optimizer = torch.optim.Adam(model.parameters()) if run.mode == "train" else None
     input_ids = torch.randint(320, (1, run.length), generator=torch.Generator().manual_seed(1))
+    labels = input_ids[:, : run.target]
     before = memory()[0]
-    times = [run_step(model, optimizer, input_ids, run.bf16) for _ in range(1 + run.steps)]
+    times = [run_step(model, optimizer, input_ids, run.bf16, labels) for _ in range(1 + run.steps)]
     peak = memory()[1]
     state = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
@@ -34,15 +35,18 @@ def measure(run):
     }
 
 
-def run_step(model, optimizer, input_ids, bf16=False):
-    """Seconds of one step, its forward under autocast with `bf16`; without an optimizer a forward without gradient."""
+def run_step(model, optimizer, input_ids, bf16=False, labels=None):
+    """Seconds of one step, its forward under autocast with `bf16`; without an optimizer a forward without gradient.
+
+    `labels`: what is to be predicted, where that is not the input itself.
+    """
     start, autocast = time.perf_counter(), torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     if optimizer is None:
         with torch.no_grad(), autocast:
             model(input_ids)
     else:
         with autocast:
-            loss = model(input_ids, labels=input_ids).loss
+            loss = model(input_ids=input_ids, labels=input_ids if labels is None else labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

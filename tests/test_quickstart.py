@@ -120,6 +120,13 @@ def test_the_progress_bar_shows_steps_loss_bits_per_byte_and_speed(finished):
         assert part in progress
 
 
+def test_a_log_has_a_line_now_and_then_and_is_drawn_over_by_nothing(finished):
+    progress = finished[1].stderr
+    assert "\r" not in progress
+    lines = [line for line in progress.splitlines() if line.startswith(("training", "evaluating"))]
+    assert 2 <= len(lines) < 20  # 40 steps and 3 evaluations, in less than LINE_EVERY
+
+
 def test_a_fresh_process_continues_held_out_text(finished):
     output, done = finished
     prompt = quickstart.prompt_of(task_of(output))

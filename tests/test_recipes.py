@@ -12,8 +12,8 @@ from hf_reformer.training.recipes import load_recipe, recipe_names
 from hf_reformer.training.report import write_recipe
 
 ALL = [
-    "classification", "crime-and-punishment", "duplication", "emoji", "enwik8", "imagenet64", "masked-lm", "question-answering",
-    "quickstart", "reversal", "summarization", "text", "text-16k", "token-classification", "wmt14-en-de",
+    "classification", "crime-and-punishment", "duplication", "emoji", "enwik8", "help-en-de", "imagenet64", "masked-lm",
+    "question-answering", "quickstart", "reversal", "summarization", "text", "text-16k", "token-classification", "wmt14-en-de",
 ]  # fmt: skip
 STEPS = [1, 50, 99, 100, 101, 599, 1999, 2000, 2001, 7999, 8000, 20_000]
 
@@ -45,7 +45,7 @@ def test_full_and_smoke_configurations_cover_their_data_with_strict_layers(name,
     for smoke in (False, True):
         recipe = load_recipe(name, smoke=smoke)
         config = model_config(recipe)
-        allowed = {"full"} if name == "wmt14-en-de" else {"strict_local", "strict_lsh"}  # as published
+        allowed = {"full"} if name in ("help-en-de", "wmt14-en-de") else {"strict_local", "strict_lsh"}  # as published
         assert set(config.attn_layers) <= allowed
         assert config.maximum_length >= needed_length(recipe.data)
         assert training_arguments(recipe, tmp_path).max_steps == recipe.training["max_steps"]

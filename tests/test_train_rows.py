@@ -257,6 +257,29 @@ def test_batches_are_padded_to_a_multiple(tmp_path):
         form_of(tmp_path, TagData, [row], [row], pad_to_multiple_of=0)
 
 
+def test_rows_of_a_step_are_of_like_lengths_and_none_is_left_out_or_read_twice(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [{"source": "a" * int(n), "target": "b"} for n in rng.integers(1, 200, 800)]
+    paths = lines(tmp_path / "a.jsonl", rows), lines(tmp_path / "b.jsonl", rows[:2])
+
+    def lengths(grouped):
+        changes = [f"data.files={paths[0]}", f"data.evaluation_files={paths[1]}", f"data.group_by_length={grouped}",
+                   "data.context=256", "data.tokenizer=byte", "data.vocab_size=null"]  # fmt: skip
+        task = build_task(load_recipe("help-en-de", changes), Plan(steps=100, per_step=8, seed=1))
+        read = [len(task.training[i]["input_ids"]) for i in range(800)]
+        assert [len(task.training[i]["input_ids"]) for i in (799, 0, 401)] == [read[799], read[0], read[401]]
+        return np.array(read)
+
+    grouped, plain = lengths("true"), lengths("false")
+    for half in (slice(0, 400), slice(400, 800)):  # 50 steps each, in which order alone differs
+        assert sorted(grouped[half]) == sorted(plain[half])
+    assert sorted(grouped) == sorted(len(row["source"]) for row in rows)
+    spans = [np.ptp(grouped[i : i + 8]) for i in range(0, 800, 8)]
+    assert np.mean(spans) < 10 < 100 < np.mean([np.ptp(plain[i : i + 8]) for i in range(0, 800, 8)])
+    firsts = grouped[:400].reshape(50, 8)[:, 0]
+    assert (np.diff(firsts) > 0).any() and (np.diff(firsts) < 0).any()  # steps come in no order of lengths
+
+
 def test_a_pair_is_its_source_and_its_target_with_an_end(tmp_path):
     rows = [{"source": "abc", "target": "de"}, {"source": "a" * 9, "target": "b" * 9}]
     form = form_of(tmp_path, PairData, rows, rows, context=6, target_context=5)

@@ -49,6 +49,35 @@ class Shuffled:
         return int(self.order[place])
 
 
+class Grouped:
+    """The order `order` with examples of like sizes in one step: `STEPS` steps at a time are sorted by size and dealt out anew.
+
+    Args:
+        order: index -> row.
+        sizes: of each row.
+        per_step: examples of a step.
+    """
+
+    STEPS = 50  # as the library's `group_by_length`
+
+    def __init__(self, order, sizes: np.ndarray, per_step: int, seed: int):
+        self.order, self.sizes, self.per_step, self.seed = order, sizes, per_step, seed
+        self.group, self.rows = None, None
+
+    def __getitem__(self, index: int) -> int:
+        group, place = divmod(index, self.STEPS * self.per_step)
+        if self.group != group:
+            self.group, self.rows = group, self.rows_of(group)
+        return int(self.rows[place])
+
+    def rows_of(self, group: int) -> np.ndarray:
+        """Rows of a group of steps, each step's together, the longest of them first."""
+        first, count = group * self.STEPS * self.per_step, self.STEPS * self.per_step
+        rows = np.array([self.order[first + i] for i in range(count)])
+        rows = rows[np.argsort(-self.sizes[rows], kind="stable")].reshape(self.STEPS, self.per_step)
+        return rows[generator(self.seed, TRAINING, group, count).permutation(self.STEPS)].reshape(-1)
+
+
 def spread(count: int, wanted: int | None) -> list[int]:
     """At most `wanted` of the indices 0 to `count` - 1, evenly spread."""
     if wanted is None or wanted >= count:

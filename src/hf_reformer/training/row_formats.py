@@ -5,6 +5,7 @@
 
 from functools import partial
 
+import numpy as np
 from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassification, DataCollatorWithPadding
 
 from ..model.losses import IGNORED, shifted_right
@@ -52,6 +53,10 @@ class RowFormat:
         return (
             len(text.encode("utf-8", "replace")) + special <= room or len(self.ids_of(text, **more).input_ids) <= room
         )
+
+    def sizes(self, rows) -> np.ndarray:
+        """Bytes of the texts of each usable row."""
+        return np.array([sum(map(len, self.texts_of([rows[i]], self.data))) for i in self.usable])
 
     def count(self, what: str, number: int) -> None:
         if number:

@@ -140,9 +140,13 @@ class DuplicationData:
 
 @dataclass(frozen=True)
 class RowData(Tokenised):
-    """Rows of a batch are padded to the longest, or to the next multiple of `pad_to_multiple_of`."""
+    """Rows of a batch are padded to the longest, or to the next multiple of `pad_to_multiple_of`.
+
+    `group_by_length`: rows of a step are of like lengths, so that little is padded (50 steps at a time are sorted).
+    """
 
     pad_to_multiple_of: int | None = None
+    group_by_length: bool = False
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,11 @@ def image_task(recipe: Recipe, plan: Plan) -> Task:
 class RowExamples:
     """Rows of a format as examples."""
 
-    def __init__(self, rows, form: RowFormat, seed: int):
+    def __init__(self, rows, form: RowFormat, plan: Plan):
         self.rows, self.form = rows, form
-        self.order = ex.Shuffled(len(form.usable), seed)
+        self.order = ex.Shuffled(len(form.usable), plan.seed)
+        if form.data.group_by_length and plan.steps:
+            self.order = ex.Grouped(self.order, form.sizes(rows), plan.per_step, plan.seed)
 
     def training(self, index: int) -> dict:
         return self.form.encode(self.rows[self.form.usable[self.order[index]]])
@@ -145,7 +147,7 @@ def rows_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
         tokenizer = build_tokenizer(data, kind.texts_of(rows.training, data))
     kept = [rows.evaluation[i] for i in ex.spread(len(rows.evaluation), recipe.evaluation.examples)]
     form = kind(data, rows, kept, tokenizer)
-    examples = RowExamples(rows.training, form, plan.seed)
+    examples = RowExamples(rows.training, form, plan)
     return Task(
         training=ex.Examples(plan.examples, examples.training),
         evaluation=ex.Examples(len(kept), examples.evaluation),

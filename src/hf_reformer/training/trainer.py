@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 
 import torch
@@ -24,6 +25,7 @@ SHOWN = {
     "macro_f1": "macro F1 {:.4f}",
 }
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # SLURM gives notice with SIGUSR1; a lost connection is a SIGHUP
+LINE_EVERY = 30  # seconds, where the bar is a line of a log
 PROBES = 200  # steps whose inputs are looked at, to know how much work lies ahead
 
 
@@ -142,7 +144,7 @@ class Progress(ProgressCallback):
             self.ahead = work_ahead(getattr(train_dataloader, "dataset", None), state.max_steps, per_step)
             self.training_bar = tqdm(
                 total=self.ahead(state.max_steps), initial=self.ahead(state.global_step), unit="tok", unit_scale=True,
-                desc="training",
+                desc="training", **({} if drawn() else {"file": Lines(), "mininterval": LINE_EVERY}),
             )  # fmt: skip
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -166,6 +168,22 @@ class Progress(ProgressCallback):
             metrics = {name.removeprefix("eval_"): value for name, value in logs.items()}
             self.training_bar.write(f"step {state.global_step:,}: held-out {shown(metrics)}")
             self.training_bar.set_description_str("training")
+
+
+def drawn() -> bool:
+    """Whether a bar can be drawn over and over: in a terminal, or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class Lines:
+    """Standard error as a log: each state of a bar is a line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def work_ahead(dataset, steps: int, per_step: int):
