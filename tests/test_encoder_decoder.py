@@ -392,8 +392,18 @@ def test_generation_of_a_batch_is_that_of_each_row_alone(how):
 def test_more_tokens_than_fit_are_refused_before_any_work():
     model = make_model(decoder_max_position_embeddings=31)
     source, _, mask = texts(model)
-    with pytest.raises(ValueError, match=r"at most 31"):
-        generate(model, source, mask, max_new_tokens=40)
+    with pytest.raises(ValueError, match=r"start and new tokens may become 33 tokens, .* at most 32"):
+        generate(model, source, mask, max_new_tokens=32)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_longest_target_that_can_be_trained_can_be_written(beams):
+    model = make_model(decoder_max_position_embeddings=31)
+    source, _, mask = texts(model)
+    how = {"max_new_tokens": 31, "num_beams": beams, "eos_token_id": None}
+    cached, plain = (generate(model, source, mask, use_cache=kept, **how) for kept in (True, False))
+    assert cached.shape == (3, 32) and torch.equal(cached, plain)
+    assert model(source, attention_mask=mask, labels=cached[:, 1:]).logits.shape[1] == 31
 
 
 def test_a_cache_is_forked_and_cropped():

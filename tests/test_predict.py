@@ -92,7 +92,7 @@ def test_texts_of_an_encoder_decoder(beams, saved, capsys):
     found = predictions(capsys, run, *TEXTS, "--beams", beams, "--batch-size", 2)
     for text, answer in zip(TEXTS, found, strict=True):
         ids = torch.tensor([list(text.encode())]) + 2
-        written = model.generate(ids, max_length=23, num_beams=beams, do_sample=False)[0]
+        written = model.generate(ids, max_length=24, num_beams=beams, do_sample=False)[0]
         assert answer == {"text": tokenizer.decode(written, skip_special_tokens=True)}
     assert cli.main(["predict", run, "a" * 222]) == 2
     assert "222 tokens, but the model has 221" in capsys.readouterr().err

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import hf_reformer
 from hf_reformer.auto import SHIPPED, shipped
+from hf_reformer.training import verify_card
 from hf_reformer.training.cards import without_folders
 
 
 def test_these_ship():
-    assert shipped() == ["emoji-16", "text-16k"]
+    assert shipped() == ["emoji-16", "reversal", "text-16k"]
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 40 * 2**20
 
 
@@ -28,7 +29,7 @@ def test_each_is_whole_and_has_its_card_among_the_model_cards(name):
         "recipe.yaml",
         "run.json",
     }
-    assert files & {"tokenizer_config.json", "preprocessor_config.json"}
+    assert name == "reversal" or files & {"tokenizer_config.json", "preprocessor_config.json"}
     for path in (
         folder / "README.md",
         folder / "recipe.yaml",
@@ -66,6 +67,16 @@ def test_emoji_16_predicts_a_round_face_better_than_png_and_goes_on_from_its_hal
     assert all(np.array_equal(image[:8].reshape(-1), ids[0, : 8 * 16 * 3].numpy()) for image in images)
 
 
+def test_reversal_writes_512_symbols_backwards_and_its_card_is_true():
+    model = AutoModelForSeq2SeqLM.from_pretrained(hf_reformer.pretrained("reversal"))
+    symbols = torch.randint(1, 128, (8, 512), generator=torch.Generator().manual_seed(0))
+    written = model.generate(symbols, max_length=513, eos_token_id=None, do_sample=False)[:, 1:]
+    assert (written == symbols.flip(1)).all(1).sum() >= 7
+    verified = verify_card.verify(hf_reformer.pretrained("reversal"))
+    assert {name for name, *_ in verified} == {"loss", "accuracy", "exact_match"}
+    assert all(agrees for *_, agrees in verified), verified
+
+
 def test_other_names_are_refused():
-    with pytest.raises(ValueError, match="must be one of emoji-16, text-16k"):
+    with pytest.raises(ValueError, match="must be one of emoji-16, reversal, text-16k"):
         hf_reformer.pretrained("text-32k")

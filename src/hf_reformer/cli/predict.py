@@ -133,7 +133,7 @@ def texts_of(model, tokenizer, rows: list[dict], arguments) -> Iterator[dict]:
         batch = tokenizer.pad({"input_ids": ids[start : start + size]}, return_tensors="pt")
         with torch.no_grad():
             written = model.generate(
-                **batch.to(model.device), max_length=model.config.decoder_part().maximum_length, num_beams=arguments.beams,
+                **batch.to(model.device), max_length=model.config.decoder_part().maximum_length + 1, num_beams=arguments.beams,
                 do_sample=False,
             )  # fmt: skip
         yield from ({"text": text} for text in tokenizer.batch_decode(written, skip_special_tokens=True))

@@ -13,13 +13,18 @@ class ReformerGenerationMixin(GenerationMixin):
         """Of the part that writes."""
         return self.config.decoder_part() if self.config.is_encoder_decoder else self.config
 
+    @property
+    def _longest_output(self):
+        """Tokens: of prompt and text together, or of the start token and a whole target."""
+        return self._own_config.maximum_length + self.config.is_encoder_decoder
+
     def _prepare_generated_length(self, generation_config, has_default_max_length, **arguments):
         """Without `max_length` and `max_new_tokens`: 20 new tokens, as everywhere, or as many as fit."""
         prepared = super()._prepare_generated_length(
             generation_config=generation_config, has_default_max_length=has_default_max_length, **arguments
         )
         if has_default_max_length and generation_config.max_new_tokens is None:
-            prepared.max_length = min(prepared.max_length, self._own_config.maximum_length)
+            prepared.max_length = min(prepared.max_length, self._longest_output)
         return prepared
 
     def _prepare_cache_for_generation(
@@ -45,13 +50,14 @@ class ReformerGenerationMixin(GenerationMixin):
         return _ThatFit(candidates, generation_config.max_length - 1)
 
     def _check_room(self, generation_config, length):
-        longest = self._own_config.maximum_length
+        longest = self._longest_output
         if length > longest:
+            what = "start and new tokens" if self.config.is_encoder_decoder else "prompt and new tokens"
             new = generation_config.max_new_tokens
             given = f"`max_length` is {length}" if new is None else f"`max_new_tokens` is {new}"
             raise ValueError(
-                f"{given}, so that prompt and new tokens may become {length} tokens, but together they must be at most "
-                f"{longest} (`config.maximum_length`)."
+                f"{given}, so that {what} may become {length} tokens, but together they must be at most "
+                f"{longest} (`config.maximum_length`{', and the start' * self.config.is_encoder_decoder})."
             )
 
 
