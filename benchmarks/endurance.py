@@ -66,7 +66,10 @@ def train(record: Record) -> None:
         "training.max_steps=1000000", "training.per_device_train_batch_size=2", "training.eval_steps=400",
         "training.save_steps=400", "evaluation.examples=8",
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder, running("text", folder, changes, callbacks=[Watch(record)], quiet=True) as run:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running("text", folder, changes, callbacks=[Watch(record)], quiet=True) as run,
+    ):
         run.train()
 
 
