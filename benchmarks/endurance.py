@@ -108,8 +108,9 @@ def page() -> None:
         early = next(row[1] for row in rows if row[0] >= min(300, seconds[-1]))
         late = [row[1] for row in rows[len(rows) // 2 :]]
         print(
-            f"{path.stem}: {seconds[-1] / 60:.0f} minutes, {done[-1]:,} steps or tokens; after 5 minutes {early:.3f} GiB, in the "
-            f"second half {min(late):.3f} to {max(late):.3f}, at the end {resident[-1]:.3f}; open files {min(files)} to {max(files)}"
+            f"{path.stem}: {seconds[-1] / 60:.0f} minutes, {done[-1]:,} steps or tokens; after 5 minutes {early:.3f} GiB, "
+            f"in the second half {min(late):.3f} to {max(late):.3f}, at the end {resident[-1]:.3f}; open files "
+            f"{min(files)} to {max(files)}"
         )
     axis.set(xlabel="minutes", ylabel="resident, GiB", ylim=(0, None))
     axis.legend()
