@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory [tokens] [--layers N]`: the tensors that live when a training step needs most memory, largest
+"""`python -m benchmarks.memory [tokens] [--layers N] [--pieces MIB]`: the tensors that live when a training step needs most memory, largest
 first, by the place that made them; the model of the case `million`, 1 hash round. Tensors alone are counted, not what the
 allocator keeps; parameters, their gradients and the optimiser's state are left out.
 """
@@ -96,7 +96,9 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("tokens", nargs="?", type=int, default=2**18)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--pieces", type=float, help="MiB of a piece, for `hf_reformer.set_piece_memory`")
     args = parser.parse_args()
+    hf_reformer.set_piece_memory(args.pieces)
     run = next(case for case in CASES if case.name == "million").runs[-1]
     print(table(peak_of_a_step(replace(run, length=args.tokens, layers=args.layers))))
 

@@ -12,6 +12,7 @@ from helpers import DROPOUT, assert_close, assert_same_tensors, build, cotangent
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_reformer
+from benchmarks.drift import rebuilt
 from hf_reformer.model import layer
 
 TOLERANCE = 1e-10
@@ -635,3 +636,81 @@ def test_auto_is_saved_with_the_configuration(tmp_path):
 def test_other_values_of_auto_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"`{field}` is {value!r}"):
         tiny_config(LAYERS, **{field: value})
+
+
+# --- exact_reversible: what is added to the streams lies on a grid -----------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exact_rebuilding_loses_no_bit(dtype):
+    for length in (64, 2**13):  # streams in memory of their own, and written over
+        layers = 40 if length == 64 else 2
+        drift, differ, largest = rebuilt(layers, exact=True, dtype=dtype, length=length)
+        assert (drift, differ) == (0.0, 0) and 1 < largest < 512
+        assert rebuilt(layers, exact=False, dtype=dtype, length=length)[1] > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_thousand_exact_layers(dtype):
+    assert rebuilt(1000, exact=True, dtype=dtype)[:2] == (0.0, 0)
+
+
+def test_gradients_of_exact_layers_are_those_of_ordinary_autograd_and_rounding_has_the_identity_for_one():
+    exact = [gradients_of_one_step(model) for model in pair(exact_reversible=True)]
+    assert_pairs_agree(exact)
+    assert_same_tensors(exact[0], gradients_of_one_step(pair()[0]), 1e-8)
+
+
+def gradients_of_one_step(model):
+    objective(logits_of(model)).backward()
+    return gradients(model)
+
+
+def test_exact_layers_of_a_decoder_that_reads_an_encoder():
+    fields = {
+        "attn_layers": ["strict_local", "full"],
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "is_decoder": False,
+        **DROPOUT,
+    }
+    results = []
+    for reversible in (True, False):
+        model = build(
+            tiny_config(reversible=reversible, exact_reversible=True, **fields),
+            hf_reformer.ReformerForConditionalGeneration,
+        ).train()
+        torch.manual_seed(3)
+        ids = tokens(model.config, 2, LENGTH)
+        model(input_ids=ids, labels=ids[:, :31]).loss.backward()
+        results.append(gradients(model))
+    assert_pairs_agree(results)
+
+
+def test_exact_layers_give_the_same_in_every_way_and_what_lies_on_the_grid():
+    config = tiny_config(["strict_local", "strict_lsh", "full"], exact_reversible=True, is_decoder=True)
+    model = build(config, dtype=torch.float32)
+    ids, states = tokens(config, 2, LENGTH), []
+    hook = model.reformer.encoder.layers[-1].register_forward_hook(
+        lambda module, args, out: states.append(out[0].detach())
+    )
+    trained = model(ids).logits  # with gradients, no dropout
+    with torch.no_grad():
+        inferred = model(ids).logits
+        cache, pieces = None, []
+        for piece in (ids[:, :40], ids[:, 40:41], ids[:, 41:]):
+            out = model(piece, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            pieces.append(out.logits)
+    hook.remove()
+    assert_close(inferred, trained.detach(), 1e-5)
+    assert_close(
+        torch.cat(pieces, 1), inferred, 2e-4
+    )  # another order of additions may round to the next point of the grid
+    for state in states:
+        assert torch.equal(state * 2**15, (state * 2**15).round()) and state.abs().max() > 0.1
+    rounded = hf_reformer.ReformerConfig(**config.to_diff_dict())
+    assert rounded.exact_reversible is True
+    with pytest.raises(ValueError, match="`exact_reversible` is 'no'"):
+        tiny_config(["full"], exact_reversible="no")

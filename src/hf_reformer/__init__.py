@@ -14,6 +14,7 @@ from .model.modeling_reformer import (
     ReformerModelWithLMHead,
     ReformerPreTrainedModel,
 )
+from .model.pieces import set_piece_memory
 from .model.pooling import pool
 from .model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
@@ -41,4 +42,5 @@ __all__ = [
     "__version__",
     "pool",
     "pretrained",
+    "set_piece_memory",
 ]

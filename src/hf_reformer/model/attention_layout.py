@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .attention_rule import MASKED, Rule
+from .pieces import piece_numbers
 
 BLOCK_SCORES = 2**19  # scores of one block on a CPU (2 MiB in float32): the work on them stays in cache
 
@@ -189,7 +190,7 @@ class Layout:
 
     def blocks(self):
         """Blocks that cover every chunk once. A block never crosses rounds, so no token has two queries in it."""
-        budget = BLOCK_SCORES if self.rings.device.type == "cpu" else 64 * BLOCK_SCORES
+        budget = piece_numbers(self.rings.device, BLOCK_SCORES, 64 * BLOCK_SCORES)
         rows, joined, per_round = self.rings.rows, self.rings.joined, self.chunks_per_round
         chunks = max(1, budget // (self.windows.chunk * self.windows.slots))
         rings = max(1, min(rows, chunks // per_round))

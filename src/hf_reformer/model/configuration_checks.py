@@ -24,7 +24,7 @@ POOLINGS = ("first", "last", "mean")
 EMBEDDING_STARTS = ("balanced", "sinusoidal", "published")
 
 FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "allow_duplicate_attention", "is_encoder_decoder")
-FLAGS += ("share_encoder_decoder_embeddings",)
+FLAGS += ("share_encoder_decoder_embeddings", "exact_reversible")
 # keywords that are no fields, and are read or carried along by transformers
 NO_FIELDS = {
     "attn_implementation",

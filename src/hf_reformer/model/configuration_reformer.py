@@ -50,6 +50,9 @@ class ReformerConfig(PreTrainedConfig):
         reversible (`bool` or `"auto"`): rebuild activations in backward (memory does not grow with depth), or keep them, which
             is faster. `"auto"`: keep those of an input for which they take no more than `activation_budget`, by an estimate.
         activation_budget (`float`): what `reversible="auto"` may keep for one backward, in MiB.
+        exact_reversible (`bool`): what layers add to the streams is rounded to a grid (float32: multiples of 2^-15, float64: of
+            2^-44), in training and inference alike, so that backward rebuilds every activation bit for bit at any depth, as
+            long as the streams stay below 512. Its gradient is the identity. Half precision does so always.
         allow_duplicate_attention (`bool`): a key met in several hash rounds counts several times. `False` gives the
             paper's \(\log N_{ij}\) correction (appendix A, eq. 13-16): it counts once.
         num_buckets (`int`, `list[int]` or `None`): hash buckets per round, one even number or even factors. `None`
@@ -140,6 +143,7 @@ class ReformerConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     reversible: bool | str = True
     activation_budget: float | int = 1024
+    exact_reversible: bool = False
     allow_duplicate_attention: bool = True
     embedding_init: str | None = None
     pooling: str | None = None

@@ -53,7 +53,7 @@ class ReformerEncoder(nn.Module):
 
     def __init__(self, config, layer_class=ReformerLayer, averaged=False):
         super().__init__()
-        self.reversible, self.budget = config.reversible, config.activation_budget
+        self.reversible, self.budget, self.exact = config.reversible, config.activation_budget, config.exact_reversible
         self.gradient_checkpointing = False  # set by transformers; without effect on reversible layers, which need none
         self.layers = nn.ModuleList(layer_class(config, i) for i in range(config.num_hidden_layers))
         self.averaged = averaged
@@ -134,7 +134,7 @@ class ReformerEncoder(nn.Module):
         return first and free and 0 < last < length and not context.output_attentions and not is_watched(self)
 
     def _run(self, hidden_states, context, ways, output_hidden_states, last):
-        y1 = y2 = as_streams(hidden_states, reversible=False)
+        y1 = y2 = as_streams(hidden_states, reversible=False, exact=self.exact)
         all_hidden_states, attentions, cross_attentions = [y2], [], []
         caches = [None] * len(self.layers) if context.cache is None else context.cache.layers
         for layer, way, cache in zip(self.layers, ways, caches, strict=True):

@@ -9,6 +9,8 @@ from contextlib import nullcontext
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .pieces import piece_numbers
+
 DEFAULT_SEED = 2001_04451  # of the rotations used in evaluation when `hash_seed` is None: any fixed number would do
 BLOCK_ELEMENTS = 2**21  # rotated numbers at a time on a CPU: they stay in its cache; elsewhere 32 times as many
 LAYER_STRIDE = 1_000_003  # keeps the seeds of neighbouring layers apart
@@ -78,7 +80,7 @@ def compute_buckets(x_BLHD, rotations, factors):
     rounds, size = rotations.shape[-2:]
     if math.prod(factors) == 1:
         return x_BLHD.new_zeros((batch, heads, rounds, length), dtype=torch.int32)
-    budget = BLOCK_ELEMENTS if x_BLHD.device.type == "cpu" else 32 * BLOCK_ELEMENTS
+    budget = piece_numbers(x_BLHD.device, BLOCK_ELEMENTS, 32 * BLOCK_ELEMENTS)
     block = max(1, budget // (batch * heads * rounds * size))
     x_blocks = x_BLHD.detach().transpose(1, 2).split(block, dim=2)
     return torch.cat([hash_vectors(x, rotations, factors) for x in x_blocks], dim=2).transpose(2, 3)

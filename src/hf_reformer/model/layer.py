@@ -14,7 +14,7 @@ from .attention import ATTENTION_CLASSES, SelfAttentionOutput
 from .attention_cross import CrossAttention
 from .configuration_reformer import LOCAL_LAYERS
 from .dropout import Dropout
-from .reversible import add_half, mixes, widened
+from .reversible import add_half, mixes, on_grid, widened
 from .tokenwise import MANY_TOKENS, fitting_tokens, tokenwise
 from .tracing import tracing
 
@@ -62,18 +62,30 @@ class StreamLayerNorm(nn.LayerNorm):
         return super().forward(hidden_states.to(self.weight.dtype))
 
 
-class ReformerSelfOutput(nn.Module):
-    """Heads (B, L, H * D) -> (B, L, hidden), without bias."""
+class Residual(nn.Module):
+    """The end of a half, dense and dropout: what is added to a stream, on the grid with `exact_reversible`.
+
+    The streams then are multiples of one power of two throughout, as they are in half precision.
+    """
 
     tokenwise = True
 
-    def __init__(self, config):
+    def __init__(self, config, inputs, bias):
         super().__init__()
-        self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
+        self.exact = config.exact_reversible
+        self.dense = nn.Linear(inputs, config.hidden_size, bias=bias)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states):
-        return self.dropout(self.dense(hidden_states))
+        output = self.dropout(self.dense(hidden_states))
+        return on_grid(output) if self.exact else output
+
+
+class ReformerSelfOutput(Residual):
+    """Heads (B, L, H * D) -> (B, L, hidden), without bias."""
+
+    def __init__(self, config):
+        super().__init__(config, config.num_attention_heads * config.attention_head_size, bias=False)
 
 
 class ReformerAttention(nn.Module):
@@ -177,18 +189,11 @@ class ReformerFeedForwardDense(nn.Module):
         return self.activation(self.dropout(self.dense(hidden_states)))
 
 
-class ReformerFeedForwardOutput(nn.Module):
-    """inner -> hidden: dense, dropout."""
-
-    tokenwise = True
+class ReformerFeedForwardOutput(Residual):
+    """inner -> hidden."""
 
     def __init__(self, config):
-        super().__init__()
-        self.dense = nn.Linear(config.feed_forward_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states):
-        return self.dropout(self.dense(hidden_states))
+        super().__init__(config, config.feed_forward_size, bias=True)
 
 
 class ReformerFeedForward(nn.Module):

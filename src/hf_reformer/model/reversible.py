@@ -15,7 +15,8 @@ rebuilt, and a difference beyond rounding is an error. So a gradient is right, o
 In half precision (autocast, or half-precision weights) the streams stay float32, and what is added to them is rounded to
 multiples of 2^-15, far below a half-precision rounding of it. Then y1 - F(x2) gives back x1 bit for bit (up to 512), the
 halves see in backward what they saw in forward, and no rounding flips on the way down: without it, gradients of 12 layers
-with large weights under bf16 were up to 2.3 times as wrong as ordinary autograd's.
+with large weights under bf16 were up to 2.3 times as wrong as ordinary autograd's. With `config.exact_reversible` the last
+module of each half rounds so in float32 and float64 too, and nothing else changes.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ from .tokenwise import pieces_of
 
 logger = logging.get_logger(__name__)
 
-GRID_SHIFT = 1.5 * 2**23 * 2**-15  # adding and subtracting it rounds a float32 to a multiple of 2^-15
+# adding and subtracting it rounds to a multiple of 2^-15 (float32) or 2^-44 (float64): sums below 512 are exact
+GRID_SHIFT = {torch.float32: 1.5 * 2**23 * 2**-15, torch.float64: 1.5 * 2**52 * 2**-44}
 WORTH_REUSING = (
     2**18
 )  # numbers of a stream (1 MiB): memory of this size is slow to get anew, and written over if nobody looks
@@ -99,13 +101,12 @@ def places(layers, as_built, hidden_states, seen_between, handed_out):
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-def as_streams(hidden_states, reversible):
-    """Where the two equal streams start: float32 or more, and on the grid if reversible halves work in half precision."""
+def as_streams(hidden_states, reversible, exact=False):
+    """Where the two equal streams start: float32 or more, and on the grid if `exact`, or if reversible halves work in half
+    precision."""
     streams = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
     half = working_type(hidden_states) != streams.dtype
-    if not (reversible and half and streams.dtype == torch.float32):
-        return streams
-    return streams + (_on_grid(streams.detach()) - streams.detach())
+    return on_grid(streams) if exact or (reversible and half) else streams
 
 
 def widened(stream):
@@ -126,13 +127,16 @@ def working_type(hidden_states):
     return torch.get_autocast_dtype(kind) if autocast else hidden_states.dtype
 
 
-def _on_grid(x):
-    return x + GRID_SHIFT - GRID_SHIFT
+def on_grid(x):
+    """A float32 or float64 tensor rounded to the grid, with the identity for gradient; one of half precision as it is, since it
+    is rounded where it is added."""
+    shift = GRID_SHIFT.get(x.dtype)
+    return x if shift is None else x + shift - shift
 
 
 def _residual(output, stream):
     """What a half adds to its stream: its output, on the grid if that is in half precision."""
-    return output if output.dtype == stream.dtype else _on_grid(output.to(stream.dtype))
+    return output if output.dtype == stream.dtype else on_grid(output.to(stream.dtype))
 
 
 def add_half(module, inputs, stream, step, out=None):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2CLS
 
+from .pieces import piece_numbers
 from .recompute import Replay, Snapshot, Totals, as_tuple, is_ours, is_watched, vjp
 from .tracing import tracing
 
@@ -34,8 +35,7 @@ def is_tokenwise(module):
 def fitting_tokens(like, numbers, batch_size):
     """How many tokens of each sequence to work on at a time, with so many `numbers` each: on a CPU what stays in its cache
     (2 MiB in float32) and in memory that need not be asked for anew, elsewhere 256 times as many; 16 at least."""
-    budget = 2**19 if like.device.type == "cpu" else 2**27
-    return max(16, budget // (batch_size * numbers))
+    return max(16, piece_numbers(like.device, 2**19, 2**27) // (batch_size * numbers))
 
 
 def parts(length, step):
