@@ -1,6 +1,6 @@
-"""`python -m benchmarks.memory [tokens] [--layers N] [--pieces MIB]`: the tensors that live when a training step needs most memory, largest
-first, by the place that made them; the model of the case `million`, 1 hash round. Tensors alone are counted, not what the
-allocator keeps; parameters, their gradients and the optimiser's state are left out.
+"""`python -m benchmarks.memory [tokens] [--layers N] [--pieces MIB]`: the tensors that live when a training step needs most
+memory, largest first, by the place that made them; the model of the case `million`, 1 hash round. Tensors alone are counted,
+not what the allocator keeps; parameters, their gradients and the optimiser's state are left out.
 """
 
 import argparse

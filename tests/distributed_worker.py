@@ -8,6 +8,7 @@ import torch.distributed as dist
 from helpers import DROPOUT, build, cotangent, tiny_config, tokens
 
 from hf_reformer import ReformerForConditionalGeneration
+from hf_reformer.model.layer import ReformerLayer
 
 WORLD, STEPS, RATE = 2, 3, 0.05
 
@@ -64,23 +65,32 @@ def ddp(rank, find_unused_parameters, fresh=fresh_model, loss=loss_of):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def fsdp2(rank):
+def fsdp2(rank, fresh=fresh_model, loss=loss_of, **settings):
     """`fully_shard` on every layer, parameters resharded after forward, then on the rest."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model, mesh = fresh_model(), init_device_mesh("cpu", (WORLD,))
-    for layer in model.reformer.encoder.layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh)
-    train(model, lambda step: [loss_of(model, step, rank)])
+    model, mesh = fresh(), init_device_mesh("cpu", (WORLD,))
+    for layer in [module for module in model.modules() if isinstance(module, ReformerLayer)]:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, **settings)
+    fully_shard(model, mesh=mesh, **settings)
+    train(model, lambda step: [loss(model, step, rank)])
     return {name: parameter.detach().full_tensor() for name, parameter in model.named_parameters()}
+
+
+def fsdp2_offloaded(rank):
+    """Parameters, gradients and optimiser on the CPU between the layers' turns (here the device is one too)."""
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    return fsdp2(rank, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
 SCENARIOS = {
     "ddp": lambda rank: ddp(rank, False),
     "ddp with find_unused_parameters": lambda rank: ddp(rank, True),
     "fsdp2": fsdp2,
+    "fsdp2 with offload": fsdp2_offloaded,
+    "encoder-decoder under fsdp2": lambda rank: fsdp2(rank, fresh_encoder_decoder, loss_of_both),
     "encoder-decoder under ddp": lambda rank: ddp(rank, False, fresh_encoder_decoder, loss_of_both),
 }
 

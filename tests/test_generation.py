@@ -7,6 +7,7 @@ import json
 import warnings
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -247,13 +248,22 @@ def test_int8_dynamic_quantisation_counts():
     assert_close(cached.logits[1], uncached.logits[1], 0.3)
 
 
-def test_offload_to_the_cpu_counts():
-    accelerate = pytest.importorskip("accelerate")
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_count_and_their_training_is_refused(where, tmp_path):
+    """Accelerate brings each layer's weights in for its turn only; they are no parameters that a gradient could reach."""
     model = make_model()
     expected = same_with_and_without(model)
-    offloaded = accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    device = {"execution_device": torch.device("cpu")}
+    offloaded = (
+        accelerate.cpu_offload(model, **device)
+        if where == "cpu"
+        else accelerate.disk_offload(model, tmp_path, **device)
+    )
     assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
     assert torch.equal(same_with_and_without(offloaded), expected)
+    ids = prompt(model)
+    with pytest.raises(RuntimeError, match="takes a gradient and is none of its parameters"):
+        offloaded.train()(ids, labels=ids).loss.backward()
 
 
 # --- pipeline, streams, strings

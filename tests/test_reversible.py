@@ -12,7 +12,7 @@ from helpers import DROPOUT, assert_close, assert_same_tensors, build, cotangent
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_reformer
-from benchmarks.drift import rebuilt
+from benchmarks import drift as drift_of
 from hf_reformer.model import layer
 
 TOLERANCE = 1e-10
@@ -645,15 +645,15 @@ def test_other_values_of_auto_are_refused_by_name(field, value):
 def test_exact_rebuilding_loses_no_bit(dtype):
     for length in (64, 2**13):  # streams in memory of their own, and written over
         layers = 40 if length == 64 else 2
-        drift, differ, largest = rebuilt(layers, exact=True, dtype=dtype, length=length)
+        drift, differ, largest = drift_of.rebuilt(layers, exact=True, dtype=dtype, length=length)
         assert (drift, differ) == (0.0, 0) and 1 < largest < 512
-        assert rebuilt(layers, exact=False, dtype=dtype, length=length)[1] > 1000
+        assert drift_of.rebuilt(layers, exact=False, dtype=dtype, length=length)[1] > 1000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_thousand_exact_layers(dtype):
-    assert rebuilt(1000, exact=True, dtype=dtype)[:2] == (0.0, 0)
+    assert drift_of.rebuilt(1000, exact=True, dtype=dtype)[:2] == (0.0, 0)
 
 
 def test_gradients_of_exact_layers_are_those_of_ordinary_autograd_and_rounding_has_the_identity_for_one():

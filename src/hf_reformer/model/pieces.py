@@ -40,7 +40,7 @@ def set_piece_memory(mib: float | str | None) -> None:
 
 
 def piece_numbers(device: torch.device, on_cpu: int, elsewhere: int) -> int:
-    """How many numbers the largest tensor of a piece may have: `on_cpu` and `elsewhere` are what is fast, if memory is no concern."""
+    """How many numbers the largest tensor of a piece may have; `on_cpu`, `elsewhere`: what is fast, if memory is no concern."""
     default = on_cpu if device.type == "cpu" else elsewhere
     if _numbers is None or device.type == "meta":
         return default
