@@ -1,6 +1,7 @@
 """The Reformer as a Hugging Face model package."""
 
 from .auto import pretrained, register
+from .model.attention_map import LayerMap, attention_map
 from .model.cache import ReformerCache
 from .model.configuration_reformer import ReformerConfig
 from .model.encoder_decoder import ReformerEncoderDecoderModel, ReformerForConditionalGeneration
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 register()
 
 __all__ = [
+    "LayerMap",
     "ReformerByteTokenizer",
     "ReformerCache",
     "ReformerConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "ReformerPreTrainedModel",
     "ReformerTokenizer",
     "__version__",
+    "attention_map",
     "pool",
     "pretrained",
     "set_piece_memory",
