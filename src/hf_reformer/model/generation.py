@@ -3,6 +3,7 @@
 from transformers import GenerationMixin
 
 from .cache import ReformerCache
+from .inputs import check_is_tensor
 
 
 class ReformerGenerationMixin(GenerationMixin):
@@ -12,6 +13,18 @@ class ReformerGenerationMixin(GenerationMixin):
     def _own_config(self):
         """Of the part that writes."""
         return self.config.decoder_part() if self.config.is_encoder_decoder else self.config
+
+    def _prepare_model_inputs(self, inputs=None, bos_token_id=None, model_kwargs=None):
+        """What is given, before transformers looks at its last token."""
+        tensor, name, kwargs = prepared = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        check_is_tensor(name, tensor)
+        if tensor.dim() < 2 or 0 in tensor.shape[:2]:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(tensor.shape)}, but must have at least one row of one token."
+            )
+        if kwargs.get("attention_mask") is not None:
+            check_is_tensor("attention_mask", kwargs["attention_mask"])
+        return prepared
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **arguments):
         """Without `max_length` and `max_new_tokens`: 20 new tokens, as everywhere, or as many as fit."""
