@@ -402,7 +402,7 @@ def test_a_cache_is_for_causal_models_and_crops_downwards():
     config = tiny_config(["strict_lsh"], is_decoder=False)
     with pytest.raises(ValueError, match="`past_key_values` must be None where `config.is_decoder` is False"):
         build(config, ReformerModel)(tokens(config, 2, 3), past_key_values=ReformerCache(config))
-    with pytest.raises(ValueError, match="`tokens_to_remove` is 3, but must be at most 0"):
+    with pytest.raises(ValueError, match="`tokens_to_remove` is 3, but must be a whole number of at most 0"):
         ReformerCache(config).crop(3)
 
 
