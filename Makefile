@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
+AUDIT_STAMP := $(VENV)/.audit-installed
 DEMO_OUTPUT ?= quickstart-output
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 MUTANTS_ARGS ?=
+SIEGE_ARGS ?= --cases 1000
 # The test models are tiny: many processes of one thread use the cores better than one process of many threads. A process
 # takes up to 1 GiB, so there are no more than 8.
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -17,7 +19,7 @@ WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || test $(CORES) -gt 1 && echo 
 export DEMO_OUTPUT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench mutants docs clean distclean
+.PHONY: help install demo test lint format bench mutants siege audit lowest newest docs clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -51,6 +53,34 @@ bench: $(STAMP) ## run the benchmarks
 mutants: $(STAMP) ## break the code in many places and see whether the tests notice (MUTANTS_ARGS="--sample 40 --module hashing")
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(MUTANTS_ARGS)
 
+siege: $(STAMP) ## besiege every entry and reader, figures into siege.json (SIEGE_ARGS="--cases 1000 --only gin image")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[siege]'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/siege.py $(SIEGE_ARGS)
+
+$(AUDIT_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]'
+	touch $@
+
+audit: $(AUDIT_STAMP) lowest newest ## known vulnerabilities of the tested versions, and the tests with the lowest and newest ones
+	grep -v '^hf-reformer' constraints.txt > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audited.txt
+
+lowest: $(AUDIT_STAMP) ## the tests with the lowest versions that setup.cfg allows
+	$(call test_with,lowest,lowest-direct)
+
+newest: $(AUDIT_STAMP) ## the tests with the newest versions that setup.cfg allows
+	$(call test_with,newest,highest)
+
+# name of an environment beside $(VENV), how uv chooses versions
+define test_with
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-$(1)
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --resolution $(2) --python $(VENV)-$(1)/bin/python --extra test setup.cfg \
+		-o $(VENV)-$(1)/versions.txt
+	$(BIN)/uv pip install --quiet --python $(VENV)-$(1)/bin/python -r $(VENV)-$(1)/versions.txt
+	$(BIN)/uv pip install --quiet --python $(VENV)-$(1)/bin/python --no-deps -e .
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-$(1)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+endef
+
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
@@ -64,4 +94,4 @@ clean: ## remove what builds and `make demo` leave behind
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the same, and .venv
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest

@@ -79,7 +79,9 @@ def _sentencepiece(path, length):
 
 def _load(kind, folder, path, **options):
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, **options)
+        tokenizer("a")  # an empty vocabulary is noticed only here
+        return tokenizer
     except Exception as error:  # sentencepiece, protobuf and tokenizers raise of all kinds
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
 

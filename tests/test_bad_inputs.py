@@ -83,6 +83,13 @@ BAD_CONFIGURATIONS = {
     "negative hash seed": (LSH, {"hash_seed": -1}, "hash_seed", -1),
     "negative initial spread": (LOCAL, {"initializer_range": -0.02}, "initializer_range", -0.02),
     "negative epsilon": (LOCAL, {"layer_norm_eps": -1e-6}, "layer_norm_eps", -1e-6),
+    "labels that are a list": (LOCAL, {"id2label": ["a", "b"]}, "id2label", "['a', 'b']"),
+    "labels by words": (LOCAL, {"id2label": {"a": 0}}, "id2label", "{'a': 0}"),
+    "names of labels that are text": (LOCAL, {"label2id": "ab"}, "label2id", "ab"),
+    "a type that PyTorch has not": (LOCAL, {"dtype": "float33"}, "dtype", "float33"),
+    "a type that is a function": (LOCAL, {"dtype": "zeros"}, "dtype", "zeros"),
+    "several types": (LOCAL, {"dtype": ("float32", 3)}, "dtype", "('float32', 3)"),
+    "an old name for no type": (LOCAL, {"torch_dtype": 3}, "torch_dtype", 3),
     "tied embeddings": (LOCAL, {"tie_word_embeddings": True}, "tie_word_embeddings", True),
 }  # fmt: skip
 
@@ -416,3 +423,18 @@ def test_a_forward_writes_nothing_into_the_configuration():
         labels = ids(2) if head == "ReformerForSequenceClassification" else ids(2, 61)
         model.train()(input_ids=ids(2, 61), labels=labels)
         assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("number", ["4", -1, float("nan"), True, torch.tensor([1, 2]), torch.tensor(True)], ids=str)
+def test_a_number_of_items_that_is_none(number):
+    model = build(tiny_config(LOCAL), dtype=torch.float32)
+    with pytest.raises(ValueError, match="num_items_in_batch"):
+        model(ids(2, 9), labels=ids(2, 9), num_items_in_batch=number)
+
+
+@pytest.mark.parametrize("number", [18, 18.0, torch.tensor(18), torch.tensor([18.0])], ids=str)
+def test_a_number_of_items_gives_one_loss(number):
+    model = build(tiny_config(LOCAL), dtype=torch.float32)
+    found = model(ids(2, 9), labels=ids(2, 9), num_items_in_batch=number).loss
+    assert found.shape == ()
+    torch.testing.assert_close(found, model(ids(2, 9), labels=ids(2, 9)).loss * 16 / 18)

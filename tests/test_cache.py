@@ -402,7 +402,7 @@ def test_a_cache_is_for_causal_models_and_crops_downwards():
     config = tiny_config(["strict_lsh"], is_decoder=False)
     with pytest.raises(ValueError, match="`past_key_values` must be None where `config.is_decoder` is False"):
         build(config, ReformerModel)(tokens(config, 2, 3), past_key_values=ReformerCache(config))
-    with pytest.raises(ValueError, match="`tokens_to_remove` is 3, but must be at most 0"):
+    with pytest.raises(ValueError, match="`tokens_to_remove` is 3, but must be a whole number of at most 0"):
         ReformerCache(config).crop(3)
 
 
@@ -625,3 +625,68 @@ def test_the_last_layer_works_on_what_is_kept_of_a_prompt_alone(kind, padded, ke
             after = model(more, attention_mask=torch.ones(2, 45), past_key_values=output.past_key_values).logits
             whole = model(torch.cat([input_ids, more], 1), attention_mask=torch.cat([mask, torch.ones(2, 2)], 1)).logits
         torch.testing.assert_close(after, whole[:, -2:], rtol=0, atol=1e-10)
+
+
+ODD_ROWS = ["x", None, [], [3], [-1], [0.5], [[0]], [True, False], torch.zeros(2, 2, dtype=torch.long)]
+
+
+@pytest.mark.parametrize("held", [0, 9])
+@pytest.mark.parametrize("rows", ODD_ROWS, ids=str)
+def test_rows_that_are_none_are_refused_and_the_cache_stays(rows, held):
+    config = tiny_config(["strict_lsh", "full"])
+    model, input_ids, cache = build(config), tokens(config, 3, 11), ReformerCache(config)
+    if held:
+        feed(model, input_ids, [held], None, cache)
+    elif rows in ([3], [-1]):
+        pytest.skip("an empty cache has no rows yet")
+    for change in (cache.reorder_cache, cache.batch_select_indices):
+        with pytest.raises(ValueError, match="must be"):
+            change(rows)
+    assert_close(feed(model, input_ids, [11 - held], None, cache), full(model, input_ids)[:, held:], TOLERANCE)
+
+
+@pytest.mark.parametrize("odd", ["x", None, 0, -1, 1.5, True], ids=str)
+def test_repeats_that_are_none(odd):
+    with pytest.raises(ValueError, match="`repeats` is"):
+        ReformerCache(tiny_config(["strict_lsh"])).batch_repeat_interleave(odd)
+
+
+@pytest.mark.parametrize("odd", ["x", None, 1, -1.5, True, [-1]], ids=str)
+def test_tokens_to_remove_that_are_none(odd):
+    with pytest.raises(ValueError, match="`tokens_to_remove` is"):
+        ReformerCache(tiny_config(["strict_lsh"])).crop(odd)
+
+
+def test_rows_chosen_by_a_mask():
+    config = tiny_config(["strict_lsh"])
+    model, input_ids, cache = build(config), tokens(config, 3, 11), ReformerCache(config)
+    feed(model, input_ids, [9], None, cache)
+    cache.batch_select_indices(torch.tensor([True, False, True]))
+    assert_close(feed(model, input_ids[[0, 2]], [2], None, cache), full(model, input_ids[[0, 2]])[:, 9:], TOLERANCE)
+
+
+def test_an_empty_cache_may_be_reordered():
+    config = tiny_config(["strict_lsh"])
+    cache = ReformerCache(config)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.batch_select_indices(torch.tensor([1, 0]))
+    assert cache.get_seq_length() == 0
+
+
+def test_thousands_of_forks_and_crops_leave_nothing_behind():
+    """3,000 forks of one prompt, each written on and cropped: the prompt's cache and the process's memory stay as they were."""
+    psutil = pytest.importorskip("psutil")
+    config = tiny_config(["strict_lsh", "strict_local"], num_hashes=1)
+    model, input_ids, cache = build(config), tokens(config, 1, 60), ReformerCache(config)
+    feed(model, input_ids, [50], None, cache)
+    expected, memory = full(model, input_ids)[:, 50:53], []
+    for i in range(3000):
+        fork = copy.deepcopy(cache)
+        if i % 100 == 0:
+            assert_close(feed(model, input_ids, [3], None, fork), expected, TOLERANCE)
+            fork.crop(-3)
+            assert_close(feed(model, input_ids, [1, 2], None, fork), expected, TOLERANCE)
+            memory.append(psutil.Process().memory_info().rss)
+        fork.crop(-(i % 57))
+    assert cache.get_seq_length() == 50
+    assert memory[-1] - memory[9] < 2**24, f"{(memory[-1] - memory[9]) / 2**20:.0f} MiB more after 2,000 forks"

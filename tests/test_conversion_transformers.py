@@ -459,3 +459,11 @@ def test_a_failure_while_writing_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         convert(tmp_path / "source", tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_sentencepiece_model_without_pieces_is_refused(model, tmp_path):
+    write_of_2020(tmp_path / "old", model)
+    (tmp_path / "old/spiece.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"spiece.model cannot be read as a tokenizer"):
+        convert(tmp_path / "old", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -374,3 +374,16 @@ def test_trax_decoding_token_by_token(pieces):
     start = torch.zeros(2, 1, dtype=torch.long)
     with_start = model.generate(start, max_new_tokens=39, do_sample=False, attention_mask=start + 1)
     assert torch.equal(with_start[:, 1:], arrays["greedy"][:, :39].long())
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (3,)], ids=str)
+def test_a_prompt_without_tokens_is_refused(shape, beams):
+    with pytest.raises(ValueError, match="must have at least one row of one token"):
+        make_model().generate(torch.zeros(shape, dtype=torch.long), max_new_tokens=2, num_beams=beams, pad_token_id=0)
+
+
+def test_a_mask_that_is_no_tensor_is_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match="`attention_mask` is a str"):
+        model.generate(prompt(model, 2), attention_mask="", max_new_tokens=2, pad_token_id=0)

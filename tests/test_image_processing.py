@@ -304,3 +304,24 @@ def test_a_model_completes_an_image():
     tokens = model.generate(**prompt, max_new_tokens=42, do_sample=False)
     images = processor.post_process(tokens)
     assert len(images) == 2 and images[0].shape == (5, 7, 3) and not images[0][:3].any()
+
+
+@pytest.mark.parametrize(
+    "values", [-float("inf"), "a" * 256, [None] * 256, {1: 2}, [[1]] * 256], ids=lambda x: str(x)[:20]
+)
+def test_first_values_that_are_no_weights(values):
+    with pytest.raises(ValueError, match="`first_values` is"):
+        ReformerImageProcessor(first_values=values)
+
+
+@pytest.mark.parametrize("ids", [None, 3, "abc", {}, [[1, 2, 3], [4, 5]], [[1], 2], [[[1], [2, 3]]]], ids=str)
+def test_tokens_that_are_none(ids):
+    with pytest.raises(ValueError, match="`input_ids`"):
+        ReformerImageProcessor(size={"height": 1, "width": 1}).post_process(ids)
+
+
+def test_a_damaged_image_of_any_kind_is_named(processor, tmp_path):
+    """Pillow's reader of .ppm raises a ValueError about a literal, that of .gif an IndexError, ..."""
+    (tmp_path / "a.ppm").write_bytes(b"P6\n7 5\n\x1255\n" + bytes(105))
+    with pytest.raises(ValueError, match=r"a.ppm' cannot be read as an image"):
+        processor(str(tmp_path / "a.ppm"))

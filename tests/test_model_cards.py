@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_reformer import ReformerConfig, ReformerModelWithLMHead
+from hf_reformer.training.verify_card import verify
 
 FOLDER = Path(__file__).parent.parent / "model_cards"
 CARDS = sorted(FOLDER.glob("reformer-*.md"))  # of published checkpoints
@@ -64,3 +65,10 @@ def test_the_folder_lists_its_cards():
     listed = set(re.findall(r"\]\((.+\.md)\)", (FOLDER / "README.md").read_text()))
     assert listed == {path.name for path in FOLDER.glob("*.md")} - {"README.md"}
     assert len(CARDS) >= 2 and TRAINED
+
+
+@pytest.mark.parametrize("text", [b"caf\xe9", b"---\na: [\n---\n", b"---\nmodel-index: 3\n---\n"], ids=str)
+def test_a_damaged_card_is_named(text, tmp_path):
+    (tmp_path / "README.md").write_bytes(text)
+    with pytest.raises(ValueError, match="card .*README.md"):
+        verify(tmp_path, evaluate=lambda *_, **__: {})

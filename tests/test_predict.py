@@ -100,12 +100,16 @@ def test_texts_of_an_encoder_decoder(beams, saved, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "there is no text"), (["a", "--data", "{}/broken.jsonl"], "row 1 is no JSON"), (["a"], "the question None"),
-     (["a", "--question", "b", "--batch-size", "0"], "--batch-size is 0"), (["", "--question", "b"], "row 1 has the text ''"),
+    [([], "there is no text"), (["--data", "{}/latin.txt"], "latin.txt is not UTF-8 text"),
+     (["--data", "{}/deep.jsonl"], "row 1 is no JSON"), (["a", "--data", "{}/broken.jsonl"], "row 1 is no JSON"),
+     (["a"], "the question None"), (["a", "--question", "b", "--batch-size", "0"], "--batch-size is 0"),
+     (["", "--question", "b"], "row 1 has the text ''"),
      (["a" * 300, "--question", "b"], "302 tokens, but the model has 221 positions")],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_one_line(arguments, message, saved, tmp_path, capsys):
     (tmp_path / "broken.jsonl").write_text("{")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     *_, run = saved(ReformerForQuestionAnswering)
     capsys.readouterr()
     assert cli.main(["predict", run, *(part.replace("{}", str(tmp_path)) for part in arguments)]) == 2

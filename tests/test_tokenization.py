@@ -277,3 +277,21 @@ def test_sentencepiece_checkpoints_load_with_the_other_class(tmp_path):
     tokenizer = ReformerTokenizer.from_pretrained(tmp_path)
     assert tokenizer("the cat sat")["input_ids"] == peer.encode("the cat sat")
     assert tokenizer.decode(peer.encode("the dog")) == "the dog"
+
+
+@pytest.mark.parametrize("text", [[], [[]], 52, None, ["a", 3], {"a": 1}, [["a", "b", 1]]], ids=str)
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(ValueError, match="text"):
+        TOKENIZER(text)
+
+
+@pytest.mark.parametrize("words", ["auto", 52, [], [["a"], 3]], ids=str)
+def test_what_is_no_list_of_words_is_refused(words):
+    with pytest.raises(ValueError, match="must be a list of words"):
+        TOKENIZER(words, is_split_into_words=True)
+
+
+@pytest.mark.parametrize("ids", [None, 3, "34", b"34", {3: 4}, ["3"], [1.5], [None], [[3]], (15, 1j)], ids=str)
+def test_ids_that_are_no_whole_numbers_are_refused(ids):
+    with pytest.raises(ValueError, match="ids is"):
+        TOKENIZER.decode_bytes(ids)

@@ -84,13 +84,16 @@ def rows_of(arguments) -> Iterator[dict]:
     shared = {} if arguments.question is None else {"question": arguments.question}
     yield from ({**shared, "text": text} for text in arguments.texts)
     for name in arguments.data:
-        text = Path("/dev/stdin" if name == "-" else name).read_text(encoding="utf-8")
+        try:
+            text = Path("/dev/stdin" if name == "-" else name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--data {name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
         for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
             row = {"text": line}
             if name.endswith((".jsonl", ".json")):
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"--data {name}: row {number} is no JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"--data {name}: row {number} is {line[:60]}, but must be a mapping")

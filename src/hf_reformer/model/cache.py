@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from .attention import ATTENTION_CLASSES
 from .cache_hashed import LSHCacheLayer, StrictLSHCacheLayer
 from .cache_layers import SharedWindowCacheLayer
+from .configuration_checks import is_int
 from .tracing import readable
 
 
@@ -168,19 +169,50 @@ class ReformerCache(Cache):
         self.source = None if self.source is None else select(self.source)
 
     def reorder_cache(self, beam_idx):
-        beam_idx = torch.as_tensor(beam_idx)
+        beam_idx = self._rows("beam_idx", beam_idx)
+        if beam_idx is None:
+            return
         if beam_idx.device.type == "cpu" and torch.equal(beam_idx, torch.arange(len(self.layers[0].keys))):
             return
         super().reorder_cache(beam_idx)
         self._select_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats):
+        if not is_int(repeats) or repeats < 1:
+            raise ValueError(f"`repeats` is {repeats!r}, but must be a whole number of at least 1.")
         super().batch_repeat_interleave(repeats)
         self._select_rows(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices):
-        super().batch_select_indices(indices)
-        self._select_rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+        indices = self._rows("indices", indices)
+        if indices is not None:
+            super().batch_select_indices(indices)
+            self._select_rows(lambda x: x.index_select(0, indices.to(x.device)))
+
+    def _rows(self, name, rows):
+        """Numbers (n) of rows, or a mask (B) of them, as numbers; None for a cache that holds nothing yet, and so no rows."""
+        try:
+            rows = torch.as_tensor(rows)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise ValueError(f"`{name}` is {rows!r}, but must be the numbers of rows.") from None
+        count = len(self.layers[0].keys) if self.get_seq_length() > 0 else None
+        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool and tuple(rows.shape) == (count,) else rows
+        if (
+            rows.dim() != 1
+            or rows.dtype == torch.bool
+            or rows.is_floating_point()
+            or rows.is_complex()
+            or len(rows) == 0
+        ):
+            raise ValueError(
+                f"`{name}` is a tensor {tuple(rows.shape)} of {rows.dtype}, but must be the numbers of rows, (n)."
+            )
+        rows = rows.to(torch.int64)
+        if count is not None and readable(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < count):
+            raise ValueError(
+                f"`{name}` is {rows.tolist()}, but must be numbers from 0 to {count - 1}, the rows of the cache."
+            )
+        return None if count is None else rows
 
 
 def _few_numbers(memory):

@@ -8,6 +8,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from .attention_blocks import unit_key_scale
 from .cache_decoding import BLOCK_QUERIES, attend, capacity, own_chunk_repeats, sees_cached
+from .configuration_checks import is_int
 
 
 class ReformerCacheLayer(CacheLayerMixin):
@@ -72,8 +73,10 @@ class ReformerCacheLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove):
         """Takes back the latest tokens; a number of at most 0, as everywhere in transformers."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"`tokens_to_remove` is {tokens_to_remove}, but must be at most 0: -n removes n tokens.")
+        if not is_int(tokens_to_remove) or tokens_to_remove > 0:
+            raise ValueError(
+                f"`tokens_to_remove` is {tokens_to_remove!r}, but must be a whole number of at most 0: -n removes n tokens."
+            )
         if tokens_to_remove < 0:
             self.crop_to(max(0, self.length + tokens_to_remove))
 

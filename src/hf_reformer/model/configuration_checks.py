@@ -7,6 +7,7 @@ built from it (a configuration whose axial sizes do not fit its hidden size yet 
 import difflib
 import math
 
+import torch
 from transformers import GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
@@ -69,6 +70,25 @@ def check_unknown(names, fields, from_file):
         if near or not from_file:
             hint = f" Did you mean `{near[0]}`?" if near else ""
             logger.warning(f"`{name}` is no field of ReformerConfig: it is kept, and changes nothing.{hint}")
+
+
+def check_inherited(config, more):
+    """Fields of every configuration of transformers, which it takes apart before `check_fields`; more: keywords beside fields."""
+    for name, dtype in (("dtype", config.dtype), ("torch_dtype", more.get("torch_dtype"))):
+        named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if dtype is not None and not isinstance(named, torch.dtype):
+            reject(name, dtype, "a type of PyTorch or its name, as 'float32'")
+    for name, numbers in (("id2label", _keys(config.id2label)), ("label2id", _values(config.label2id))):
+        if numbers is None or not all(is_int(x) or (isinstance(x, str) and x.isdecimal()) for x in numbers):
+            reject(name, getattr(config, name), "a dictionary between whole numbers and names")
+
+
+def _keys(mapping):
+    return [] if mapping is None else list(mapping) if isinstance(mapping, dict) else None
+
+
+def _values(mapping):
+    return [] if mapping is None else list(mapping.values()) if isinstance(mapping, dict) else None
 
 
 def check_fields(config):

@@ -19,6 +19,7 @@ from .configuration_checks import (  # noqa: F401 (modules of layers ask for the
     SHARED_QK_LAYERS,
     STRICT_LAYERS,
     check_fields,
+    check_inherited,
     check_model,
     check_unknown,
     is_int,
@@ -173,6 +174,7 @@ class ReformerConfig(PreTrainedConfig):
         self._let_positions_follow(_from_file)
         if self.is_encoder_decoder and self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.pad_token_id
+        check_inherited(self, kwargs)
         super().__post_init__(**kwargs)
         check_fields(self)
 

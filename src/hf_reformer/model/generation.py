@@ -3,6 +3,7 @@
 from transformers import GenerationMixin
 
 from .cache import ReformerCache
+from .inputs import check_is_tensor
 
 
 class ReformerGenerationMixin(GenerationMixin):
@@ -17,6 +18,18 @@ class ReformerGenerationMixin(GenerationMixin):
     def _longest_output(self):
         """Tokens: of prompt and text together, or of the start token and a whole target."""
         return self._own_config.maximum_length + self.config.is_encoder_decoder
+
+    def _prepare_model_inputs(self, inputs=None, bos_token_id=None, model_kwargs=None):
+        """What is given, before transformers looks at its last token."""
+        tensor, name, kwargs = prepared = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        check_is_tensor(name, tensor)
+        if tensor.dim() < 2 or 0 in tensor.shape[:2]:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(tensor.shape)}, but must have at least one row of one token."
+            )
+        if kwargs.get("attention_mask") is not None:
+            check_is_tensor("attention_mask", kwargs["attention_mask"])
+        return prepared
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **arguments):
         """Without `max_length` and `max_new_tokens`: 20 new tokens, as everywhere, or as many as fit."""

@@ -7,6 +7,7 @@ of 64 x 64 is 12,288 tokens, the paper's imagenet64; its model has axial positio
 """
 
 import os
+import reprlib
 
 import numpy as np
 import torch
@@ -245,10 +246,13 @@ def check_first_values(values):
     """Raises `ValueError` unless they are 256 weights to draw with, or None."""
     if values is None:
         return
-    weights = np.asarray(values, np.float64) if len(values) == BYTES else np.zeros(BYTES)
-    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+    try:
+        weights = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):  # no numbers, or of no one length
+        weights = np.zeros(0)
+    if weights.shape != (BYTES,) or not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
         raise ValueError(
-            f"`first_values` are {len(values)} numbers, but must be {BYTES} of at least 0, not all of them 0."
+            f"`first_values` is {reprlib.repr(values)}, but must be {BYTES} numbers of at least 0, not all of them 0."
         )
 
 
@@ -269,7 +273,7 @@ def _opened(path):
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"{os.fspath(path)!r} is not an image that can be read.") from error
-    except (OSError, SyntaxError) as error:  # what Pillow raises for a file that is cut off
+    except Exception as error:  # of a damaged file Pillow's readers raise of all kinds
         raise ValueError(f"{os.fspath(path)!r} cannot be read as an image: {error}.") from error
 
 
@@ -317,15 +321,27 @@ def _rows_of(input_ids):
     """A list of integer arrays (L)."""
     if isinstance(input_ids, torch.Tensor):
         input_ids = input_ids.detach().cpu().numpy()
+    if not (isinstance(input_ids, (list, tuple)) or (isinstance(input_ids, np.ndarray) and input_ids.ndim)):
+        raise ValueError(
+            f"`input_ids` is {reprlib.repr(input_ids)}, but must be a tensor, an array or lists of tokens."
+        )
     single = isinstance(input_ids, np.ndarray) and input_ids.ndim == 1
-    single = single or (isinstance(input_ids, (list, tuple)) and all(np.ndim(x) == 0 for x in input_ids))
-    rows = [np.asarray(row) for row in ([input_ids] if single else input_ids)]
+    single = single or not any(isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) for x in input_ids)
+    rows = [_array_of(row) for row in ([input_ids] if single else input_ids)]
     for row in rows:
         if row.ndim != 1 or row.dtype.kind not in "iu":
             raise ValueError(
                 f"`input_ids` has a row of {row.dtype} and shape {row.shape}, but must have rows of integers."
             )
     return rows
+
+
+def _array_of(row):
+    """One row; of what is no array, one of objects, which is no row of integers either."""
+    try:
+        return np.asarray(row)
+    except ValueError:  # lists of several lengths
+        return np.asarray([None])
 
 
 def _as(output_type, pixels):

@@ -63,8 +63,17 @@ def _per_item(total, labels, num_items_in_batch, ignore_index):
         if readable(labels) and num_items_in_batch == 0:
             logger.warning_once("A batch has no label that counts: its loss is 0, and nothing is learned from it.")
     elif not torch.is_tensor(num_items_in_batch):
+        if (
+            isinstance(num_items_in_batch, bool)
+            or not isinstance(num_items_in_batch, (int, float))
+            or not num_items_in_batch >= 0
+        ):
+            raise ValueError(f"`num_items_in_batch` is {num_items_in_batch!r}, but must be a number of at least 0.")
         return total / max(num_items_in_batch, 1)
-    return total / num_items_in_batch.to(total.device).clamp(min=1)
+    elif num_items_in_batch.numel() != 1 or num_items_in_batch.is_complex() or num_items_in_batch.dtype == torch.bool:
+        found = f"{tuple(num_items_in_batch.shape)} of {num_items_in_batch.dtype}"
+        raise ValueError(f"`num_items_in_batch` is a tensor {found}, but must be one number.")
+    return total / num_items_in_batch.to(total.device).clamp(min=1).reshape(())
 
 
 def problem_type_of(config, labels):

@@ -6,6 +6,8 @@ unknown token. `ReformerTokenizer` is transformers' own class, for checkpoints t
 `google/reformer-crime-and-punishment`.
 """
 
+import operator
+import reprlib
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -87,7 +89,7 @@ class ReformerByteTokenizer(TokenizersBackend):
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The byte string of `ids` (list, or one-dimensional tensor or array); special tokens stand for no byte, other added
         ones for those of their text."""
-        ids = [int(i) for i in ids]
+        ids = _integers(ids)
         parts = []
         for i in ids:
             if not 0 <= i < len(self):
@@ -109,6 +111,7 @@ class ReformerByteTokenizer(TokenizersBackend):
         return plain.train_new_from_iterator(text_iterator, vocab_size, **kwargs)
 
     def _encode_plus(self, text, text_pair=None, is_split_into_words=False, return_tensors=None, **kwargs):
+        _check_text(text, text_pair, is_split_into_words)
         if is_split_into_words:
             text, text_pair = _spaced(text), _spaced(text_pair)
         try:
@@ -135,6 +138,38 @@ class ReformerByteTokenizer(TokenizersBackend):
             rows = BatchEncoding({"rows": rows[0] if single else rows}, tensor_type=return_tensors)
             encoded["offset_mapping"] = rows["rows"]
         return encoded
+
+
+def _integers(ids):
+    """A list of whole numbers; `ValueError` for anything else."""
+    try:
+        found = [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError as error:
+        raise ValueError(f"ids is {reprlib.repr(ids)}, but must be a sequence of whole numbers") from error
+    if isinstance(ids, str | bytes | dict):
+        raise ValueError(f"ids is {reprlib.repr(ids)}, but must be a sequence of whole numbers")
+    return found
+
+
+def _check_text(text, text_pair, is_split_into_words):
+    """One text, or a list of texts or of pairs of them; with `is_split_into_words` lists of words, or a list of such."""
+    depth = 2 if is_split_into_words else 1
+    for name, given in (("text", text), ("text_pair", text_pair)):
+        fits = given is None if name == "text_pair" else False
+        fits = fits or (isinstance(given, str) and not is_split_into_words)
+        if not fits and not (isinstance(given, list | tuple) and _holds_strings(given, depth)):
+            allowed = (
+                "a list of words, or a list of such lists" if is_split_into_words else "a text, or a list of texts"
+            )
+            raise ValueError(f"{name} is {reprlib.repr(given)}, but must be {allowed}")
+
+
+def _holds_strings(nested, depth):
+    """Whether it holds nothing but strings, at most `depth` levels (and one for pairs) down."""
+    return len(nested) > 0 and all(
+        isinstance(item, str) or (isinstance(item, list | tuple) and depth > 0 and _holds_strings(item, depth - 1))
+        for item in nested
+    )
 
 
 def _spaced(words):

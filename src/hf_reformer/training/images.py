@@ -150,7 +150,7 @@ def opened(files: list[Path]) -> Iterator:
         try:
             with Image.open(file) as image:
                 yield ImageOps.exif_transpose(image)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a file that is cut off or is none
+        except Exception as error:  # of a damaged file Pillow's readers raise of all kinds
             raise ValueError(f"data.files: {str(file)!r} cannot be read as an image: {error}") from None
 
 

@@ -29,7 +29,10 @@ def verify(folder: str | Path, files: list[str] | None = None, evaluate=evaluate
     path = Path(folder, "README.md")
     if not path.is_file():
         raise ValueError(f"model {str(folder)!r} has no card: README.md is missing")
-    said = {result.metric_type: result.metric_value for result in ModelCard.load(path).data.eval_results or []}
+    try:
+        said = {result.metric_type: result.metric_value for result in ModelCard.load(path).data.eval_results or []}
+    except Exception as error:  # PyYAML and huggingface_hub raise of all kinds
+        raise ValueError(f"card {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
     if not said:
         raise ValueError(f"card {str(path)!r} has no figures to verify")
     changes = [] if files is None else [("data", "files", list(files))]

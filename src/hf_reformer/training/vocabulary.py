@@ -55,9 +55,10 @@ def load_tokenizer(name: str, context: int, revision: str | None = None, vocab_s
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, model_max_length=context, padding_side="right"
         )  # fmt: skip
+        found = tokenizer("a").input_ids  # an empty vocabulary is noticed only here
         if not tokenizer.is_fast:
             reason = "it does not say where its tokens lie in the text"
-        elif vocab_size is None or (len(tokenizer) <= vocab_size and tokenizer("a").input_ids):
+        elif vocab_size is None or (len(tokenizer) <= vocab_size and found):
             return tokenizer
         else:
             reason = f"it has {len(tokenizer)} tokens, the model {vocab_size}"
