@@ -1,5 +1,7 @@
 """Shards of a sequence on gloo processes give the loss and the gradients of one process, to 1e-10 in float64."""
 
+import re
+
 import pytest
 import sequence_worker
 import torch
@@ -29,3 +31,42 @@ def two(tmp_path_factory):
 def test_two_processes_give_loss_and_gradients_of_one(name, two):
     assert isinstance(two[name], dict), two[name]
     assert_same_tensors(two[name], sequence_worker.equal(name), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_gradients_under_data_parallelism_too(name, two):
+    assert isinstance(two[name], dict), two[name]
+    assert_same_tensors(two[name], sequence_worker.replicated(1), TOLERANCE)
+
+
+def test_a_model_without_head_gives_and_takes_shards(two):
+    assert isinstance(two["body"], dict), two["body"]
+    assert_same_tensors(two["body"], sequence_worker.single_body(), TOLERANCE)
+
+
+def test_dropout_is_replayed_and_differs_between_processes_while_rotations_do_not(two):
+    found, drawn = two["dropout"]
+    assert_same_tensors(found[True], found[False], TOLERANCE)
+    assert torch.equal(*drawn["rotations"]) and torch.equal(*drawn["after"])
+    assert not torch.equal(*drawn["within"])
+
+
+SAID = {
+    "rows": "1 sequences with 3 heads has 3 rows to attend in, but the number must be a multiple of the 2 processes",
+    "rows differ": r"\[4, 2\] rows of `input_ids`, but must all have the same number",
+    "too long": "rows of 240 tokens, but must have at most 221",
+    "cache": "cache or `use_cache` is given within `sequence_parallel`",
+    "attentions": "`output_attentions` is True within `sequence_parallel`",
+    "logits": "`logits_to_keep` is 1 within `sequence_parallel`",
+    "positions": r"`position_ids` has the shape \(1, 41\), but must have \(4, 21\)",
+    "head": "`model` is a ReformerForSequenceClassification, but must be a ReformerModel",
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_cannot_be_is_one_clear_error(name, two):
+    assert re.search(SAID[name], two["errors"][name])
+
+
+def test_a_model_is_left_as_it_was_after_an_error(two):
+    assert two["errors"]["left behind"] is None

@@ -51,10 +51,14 @@ def sequence_parallel(model, group=None):
 
 def sum_gradients(model, group=None):
     """Adds up the gradients of all processes of `group`, for a model that neither DDP nor FSDP2 wraps."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    exists = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(exists, group=group)
+    for parameter, anywhere in zip(parameters, exists.tolist(), strict=True):
+        if anywhere:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(parameter.grad, group=group)
 
 
