@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .data_order import DataOrder
 from .sealing import MANIFEST, facts_of, flaw, flush, seal
+from .sequence_trainer import SequenceParallelTrainer
 from .stopping import StopOnSignal
 
 SCRATCH = ".unfinished-checkpoint"  # in it checkpoints are written, and deleted; never read
 
 
-class CheckpointedTrainer(Trainer):
+class CheckpointedTrainer(SequenceParallelTrainer):
     """`transformers.Trainer`, with checkpoints that are whole or not there, and runs that can be interrupted.
 
     - Each `checkpoint-N` is written into a scratch folder beside it, sealed (see `sealing.py`), flushed and renamed;
@@ -36,6 +36,8 @@ class CheckpointedTrainer(Trainer):
     - `train(resume_from_checkpoint=True)` takes `latest_whole_checkpoint(output_dir)`.
     - The order of the data, and random collators, depend on seed and epoch alone; evaluation draws no number that
       training would have drawn.
+
+    With `ParallelismConfig(sp_size=...)` sequences are shared by processes, see `SequenceParallelTrainer`.
 
     Several processes need an output folder that all share, or `save_on_each_node`.
 
