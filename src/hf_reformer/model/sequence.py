@@ -14,6 +14,7 @@ Shapes: B batch, l tokens of this process, L of all, H heads, D head size, N pro
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -21,20 +22,31 @@ import torch.distributed as dist
 from .losses import IGNORED
 
 
-class _Exchange(torch.autograd.Function):
-    """All-to-all of a flat tensor, of which `sent[n]` numbers go to process n and `received[n]` come from it; backward is the
-    way back. (PyTorch's own: that of `distributed.nn` is deprecated, the functional one has a backward since 2.13 only.)"""
+class _ToRows(torch.autograd.Function):
+    """Vectors (B, l, H, D) each of this process's tokens -> (P, L, D) each of its rows: one all-to-all for all of them."""
 
     @staticmethod
-    def forward(ctx, x, received, sent, group):
-        ctx.way_back = sent, received, group
-        found = x.new_empty(sum(received))
-        dist.all_to_all_single(found, x, received, sent, group=group)
-        return found
+    def forward(ctx, shards, *vectors):
+        ctx.shards = shards
+        return shards.tokens_to_rows(*vectors)
 
     @staticmethod
-    def backward(ctx, grad):
-        return _Exchange.apply(grad.contiguous(), *ctx.way_back), None, None, None
+    def backward(ctx, *grads):
+        return None, *_ToTokens.apply(ctx.shards, *grads)
+
+
+class _ToTokens(torch.autograd.Function):
+    """The way back, which is the transpose too. (Both are PyTorch's all-to-all with a backward of our own: that of
+    `distributed.nn` is deprecated, and the functional one has a backward since 2.13 only.)"""
+
+    @staticmethod
+    def forward(ctx, shards, *vectors):
+        ctx.shards = shards
+        return shards.rows_to_tokens(*vectors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, *_ToRows.apply(ctx.shards, *grads)
 
 
 class SequenceGroup:
@@ -161,27 +173,49 @@ class Shards:
 
     def to_rows(self, vectors):
         """Queries, keys (or None) and values (B, l, H, D) of this process's tokens -> (P, L, 1, D) of its rows."""
-        given = [x for x in vectors if x is not None]
-        packed = torch.cat([x.transpose(1, 2) for x in given], -1)
-        width, rows = packed.shape[3], self.rows
-        sent = [rows * packed.shape[2] * width] * self.sequence.size
-        received = [rows * length * width for length in self.lengths]
-        flat = _Exchange.apply(packed.reshape(-1), received, sent, self.sequence.group)
-        parts = [p.view(rows, -1, width) for p in flat.split(received)]
-        sizes = [x.shape[3] for x in given]
-        cut = zip(*(part.split(sizes, 2) for part in parts), strict=True)
-        found = iter([torch.cat(pieces, 1)[:, :, None] for pieces in cut])
-        return tuple(None if x is None else next(found) for x in vectors)
+        found = iter(_ToRows.apply(self, *(x for x in vectors if x is not None)))
+        return tuple(None if x is None else next(found).unsqueeze(2) for x in vectors)
 
     def to_tokens(self, x):
         """What attention makes of this process's rows, (P, L, D) -> (B, l, H * D) of its tokens."""
-        rows, _, size = x.shape
-        sent = [rows * length * size for length in self.lengths]
-        length = self.lengths[self.sequence.rank]
-        received = [rows * length * size] * self.sequence.size
-        flat = torch.cat([part.reshape(-1) for part in x.split(self.lengths, 1)])
-        flat = _Exchange.apply(flat, received, sent, self.sequence.group)
-        return flat.view(self.batch, self.heads, length, size).transpose(1, 2).flatten(2)
+        return _ToTokens.apply(self, x)[0].flatten(2)
+
+    def tokens_to_rows(self, *vectors):
+        sizes = [x.shape[3] for x in vectors]
+        packed = torch.cat([x.transpose(1, 2) for x in vectors], -1).view(-1)  # the rows one behind the other
+        flat = packed.new_empty(self.rows * sum(self.lengths) * sum(sizes))
+        self._exchange(packed, flat, sum(sizes))
+        del packed
+        parts = self._by_process(flat, sum(sizes))
+        ends = list(accumulate(sizes))
+        return tuple(torch.cat([p[..., e - n : e] for p in parts], 1) for n, e in zip(sizes, ends, strict=True))
+
+    def rows_to_tokens(self, *vectors):
+        sizes, length = [x.shape[2] for x in vectors], self.lengths[self.sequence.rank]
+        flat = vectors[0].new_empty(self.rows * sum(self.lengths) * sum(sizes))
+        for part, *pieces in zip(
+            self._by_process(flat, sum(sizes)), *(x.split(self.lengths, 1) for x in vectors), strict=True
+        ):
+            torch.cat(pieces, -1, out=part)
+        packed = flat.new_empty(self.batch * self.heads * length * sum(sizes))
+        self._exchange(packed, flat, sum(sizes), back=True)
+        del flat
+        whole = packed.view(self.batch, self.heads, length, sum(sizes))
+        return tuple(part.transpose(1, 2).contiguous() for part in whole.split(sizes, 3))
+
+    def _by_process(self, flat, width):
+        """Views (P, l of process n, width) of each process's tokens in this process's rows."""
+        parts = flat.split([self.rows * length * width for length in self.lengths])
+        return [part.view(self.rows, -1, width) for part in parts]
+
+    def _exchange(self, packed, flat, width, back=False):
+        """All-to-all from `packed`, this process's tokens in the rows of all, to `flat`, all tokens in its rows; or `back`."""
+        of_packed = [self.rows * self.lengths[self.sequence.rank] * width] * self.sequence.size
+        of_flat = [self.rows * length * width for length in self.lengths]
+        if back:
+            dist.all_to_all_single(packed, flat, of_packed, of_flat, group=self.sequence.group)
+        else:
+            dist.all_to_all_single(flat, packed, of_flat, of_packed, group=self.sequence.group)
 
     def of_rows(self, context):
         """A `Context` of all examples and heads, for this process's rows: real tokens and documents (P, L), and rotations
