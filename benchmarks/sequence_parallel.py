@@ -41,7 +41,8 @@ class Model:
     def build(self, length):
         torch.manual_seed(0)
         config = hf_reformer.ReformerConfig(
-            attn_layers=[self.kinds[i % len(self.kinds)] for i in range(self.layers)], hidden_size=self.width, feed_forward_size=2 * self.width,
+            attn_layers=[self.kinds[i % len(self.kinds)] for i in range(self.layers)], hidden_size=self.width,
+            feed_forward_size=2 * self.width,
             num_attention_heads=self.heads, attention_head_size=self.head_size, vocab_size=320, num_hashes=1, num_buckets=16,
             max_position_embeddings=length, axial_pos_embds=False, is_decoder=True, hidden_dropout_prob=0.0,
             local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
@@ -76,17 +77,17 @@ class Sent:
         return self.original(output, given, received, sent, group=group)
 
 
-def step(model, tokens, rank, processes):
+def step(model, tokens, rank, processes, group=None):
     """The peak of living tensors and the bytes sent of one training step on this process."""
     built = model.build(tokens)
     ids = torch.randint(320, (1, tokens), generator=torch.Generator().manual_seed(1))
     labels = torch.nn.functional.pad(ids, (0, 1), value=-100)[:, 1:]
     ids, labels = (x.tensor_split(processes, 1)[rank].contiguous() for x in (ids, labels))
-    with sequence_parallel(built):  # what is made once
+    with sequence_parallel(built, group):  # what is made once
         built(input_ids=ids[:, :64], shift_labels=labels[:, :64]).loss.backward()
     built.zero_grad(set_to_none=True)
     with LiveTensors(built.parameters()) as live, Sent() as sent:
-        with sequence_parallel(built):
+        with sequence_parallel(built, group):
             loss = built(input_ids=ids, shift_labels=labels, num_items_in_batch=tokens).loss
         loss.backward()
     gradients = {p.grad.untyped_storage()._cdata for p in built.parameters()}
@@ -142,10 +143,12 @@ def calculate(model, growth):
     """What the figures say of many more processes and tokens: a calculation, nothing of it has run."""
     processes, tokens = CALCULATED
     local, lsh = (model.theory(kind, tokens, processes) / GiB for kind in KINDS)
+    memory = growth * tokens / processes / GiB
     print(
         f"\nCalculation, not a run: {tokens:,} tokens on {processes} processes, {tokens // processes:,} each, float32, "
-        f"{model.heads} heads of {model.head_size}, width {model.width}: "
-        f"{growth * tokens / processes / GiB:.1f} GiB of activations on each; {local:.1f} GiB sent for each local layer and step, {lsh:.1f} GiB for each LSH layer; half of it in bfloat16."
+        f"{model.heads} heads of {model.head_size}, width {model.width}: {memory:.1f} GiB of activations on each, whatever the "
+        f"number of layers; {local:.1f} GiB sent for each local layer and step, {lsh:.1f} GiB for each LSH layer, half of it in "
+        "bfloat16."
     )
 
 

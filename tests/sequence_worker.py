@@ -6,6 +6,7 @@ Every scenario is a function of the rank and the number of processes; `single` c
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from helpers import DROPOUT, build, cotangent, gradients, tiny_config, tokens
 
 import hf_reformer
+from benchmarks.sequence_parallel import KINDS, Model, step
 from hf_reformer.model import hashing
 from hf_reformer.parallel import sequence_parallel, sum_gradients
 
@@ -258,7 +260,20 @@ def errors(rank, world):
     return said
 
 
+def counts(rank, world):
+    """Peak memory of a step on this rank alone and on its shard, and the bytes it sends for a layer of each kind."""
+    alone = [dist.new_group([other]) for other in range(world)][rank]
+    model, length = Model(width=64, heads=4, head_size=16, layers=2), 16384
+    peaks = step(model, length, 0, 1, alone)["peak"], step(model, length, rank, world)["peak"]
+    sent = {}
+    for kind in KINDS:
+        one = replace(model, kinds=(kind,), layers=1)
+        sent[kind] = step(one, 128, rank, world)["sent"], one.theory(kind, 128, world)
+    return {"peaks": peaks, "sent": sent}
+
+
 SCENARIOS = {
+    "counts": counts,
     "ddp": lambda rank, world: replicated_shared(rank, world, torch.nn.parallel.DistributedDataParallel),
     "fsdp2": lambda rank, world: replicated_shared(rank, world, fsdp2),
     "dropout": dropout,

@@ -39,6 +39,27 @@ def test_gradients_under_data_parallelism_too(name, two):
     assert_same_tensors(two[name], sequence_worker.replicated(1), TOLERANCE)
 
 
+@pytest.mark.slow
+def test_four_processes_alone_and_as_two_by_two(tmp_path):
+    found = run(tmp_path, 4, [*sequence_worker.EQUAL, "ddp", "fsdp2"])
+    for name in sequence_worker.EQUAL:
+        assert isinstance(found[name], dict), found[name]
+        assert_same_tensors(found[name], sequence_worker.equal(name), TOLERANCE)
+    for name in ("ddp", "fsdp2"):
+        assert isinstance(found[name], dict), found[name]
+        assert_same_tensors(found[name], sequence_worker.replicated(2), TOLERANCE)
+
+
+def test_two_processes_need_half_the_memory_each(two):
+    alone, shared = two["counts"]["peaks"]
+    assert 0.45 < shared / alone < 0.6
+
+
+def test_bytes_that_are_exchanged_are_those_of_the_formula(two):
+    for counted, theory in two["counts"]["sent"].values():
+        assert counted == theory > 0
+
+
 def test_a_model_without_head_gives_and_takes_shards(two):
     assert isinstance(two["body"], dict), two["body"]
     assert_same_tensors(two["body"], sequence_worker.single_body(), TOLERANCE)
