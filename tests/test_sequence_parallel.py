@@ -1,6 +1,10 @@
 """Shards of a sequence on gloo processes give the loss and the gradients of one process, to 1e-10 in float64."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sequence_worker
@@ -48,6 +52,19 @@ def test_four_processes_alone_and_as_two_by_two(tmp_path):
     for name in ("ddp", "fsdp2"):
         assert isinstance(found[name], dict), found[name]
         assert_same_tensors(found[name], sequence_worker.replicated(2), TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_guide_runs(tmp_path):
+    guide = Path(__file__).parents[1] / "docs" / "sequence-parallel.md"
+    script = tmp_path / "loop.py"
+    script.write_text(
+        re.search(r"^```py\n(.*?)^```", guide.read_text(), re.M | re.S)[1] + "dist.barrier()\nimport os\nos._exit(0)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_need_half_the_memory_each(two):
