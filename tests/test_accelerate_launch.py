@@ -15,7 +15,7 @@ import interruption_worker
 import pytest
 import recipe_worker
 import torch
-from helpers import assert_same_tensors
+from helpers import assert_close, assert_same_tensors
 from runs import results_of, train, weights, write_recipe
 
 from hf_reformer.training.accelerate_config import accelerate_config
@@ -25,11 +25,11 @@ TOLERANCE = 1e-6
 DDP = ["ddp", "ddp without a search for unused parameters"]
 
 
-def launch(folder, configuration, script, *arguments, check=True):
-    """Runs a script under `accelerate launch` in two processes."""
+def launch(folder, configuration, script, *arguments, check=True, processes=2):
+    """Runs a script under `accelerate launch`."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config(configuration)),
-        "--num_processes", "2", "--main_process_port", "0", str(script), str(folder), *arguments,
+        "--num_processes", str(processes), "--main_process_port", "0", str(script), str(folder), *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -60,6 +60,8 @@ def assert_same_run(run, single):
     assert run["losses"] == pytest.approx(single["losses"], rel=TOLERANCE)
     assert_same_tensors(run["gradients"], single["gradients"], TOLERANCE)
     assert_same_tensors(run["parameters"], single["parameters"], TOLERANCE)
+    assert run["evaluation"] == pytest.approx(single["evaluation"], rel=TOLERANCE)
+    assert_close(run["predictions"], single["predictions"], TOLERANCE)
 
 
 @pytest.mark.parametrize("name", DDP)
@@ -72,6 +74,25 @@ def test_ddp(name, ddp, single):
 def test_fsdp2(fsdp2, single):
     assert fsdp2["wrapped"].startswith("FSDP")
     assert_same_run(fsdp2, single)
+
+
+def test_a_sequence_shared_by_two_processes(tmp_path, single):
+    """Ordinary data parallelism around it; evaluation and predictions are sharded too."""
+    launch(tmp_path, "ddp", Path(accelerate_worker.__file__), "sequence")
+    run = torch.load(tmp_path / "sequence.pt")
+    assert run["wrapped"] == "DistributedDataParallel"
+    assert_same_run(run, single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_sequence_shared_by_two_processes_by_configuration_alone(processes, tmp_path, single):
+    """FSDP2 over all processes; of four, two share the one sequence and two the other."""
+    name = "sequence by configuration"
+    launch(tmp_path, "sequence", Path(accelerate_worker.__file__), name, processes=processes)
+    run = torch.load(tmp_path / f"{name}.pt")
+    assert run["wrapped"].startswith("FSDP")
+    assert_same_run(run, single)
 
 
 @pytest.mark.slow
@@ -136,5 +157,5 @@ def test_the_module_prints_where_a_configuration_lies():
 
 
 def test_an_unknown_configuration_is_refused():
-    with pytest.raises(ValueError, match="'fsdp', but must be one of ddp, fsdp2"):
+    with pytest.raises(ValueError, match="'fsdp', but must be one of ddp, fsdp2, sequence"):
         accelerate_config("fsdp")

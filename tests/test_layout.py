@@ -15,7 +15,8 @@ FACES = {"__init__", "auto"}
 ALLOWED = {
     "files": set(),
     "model": set(),
-    "training": {"model", "files", ""},
+    "parallel": {"model"},
+    "training": {"model", "files", "parallel", ""},
     "conversion": {"model", "files", ""},
     "cli": {"training", "model", "files", "conversion", ""},
 }

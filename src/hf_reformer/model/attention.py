@@ -212,7 +212,7 @@ class StrictLocalSelfAttention(ReformerSelfAttention):
         if real_tokens is None and documents is None:
             return self.make_layout(q, bounds=(0, length - 1)), None
         if routing is None:
-            one_bucket = torch.zeros((q.shape[0], self.heads, 1, q.shape[1]), dtype=torch.int32, device=q.device)
+            one_bucket = torch.zeros((q.shape[0], q.shape[2], 1, q.shape[1]), dtype=torch.int32, device=q.device)
             routing = self.sort(one_bucket, 1, _real(real_tokens, q, length), documents)
         return self.routed_layout(q, routing, None, documents is not None), routing
 

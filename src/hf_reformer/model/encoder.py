@@ -93,7 +93,7 @@ class ReformerEncoder(nn.Module):
     def _train(self, hidden_states, context, output_hidden_states, last):
         """Reversible layers, or ordinary ones, perhaps under gradient checkpointing."""
         ways = [None] * len(self.layers)
-        if self._rebuilds(hidden_states, context.memory):
+        if self._rebuilds(hidden_states, context):
             hidden_states = as_streams(hidden_states, reversible=True)
             as_built = [is_as_built(layer) for layer in self.layers]
             handed_out = output_hidden_states or type(self.layer_norm) is not StreamLayerNorm
@@ -102,13 +102,14 @@ class ReformerEncoder(nn.Module):
             ways = [Checkpointed(self._gradient_checkpointing_func)] * len(self.layers)
         return self._run(hidden_states, context, ways, output_hidden_states, last)
 
-    def _rebuilds(self, hidden_states, memory=None):
+    def _rebuilds(self, hidden_states, context):
         """Whether the layers are to be reversible. `"auto"`: where ordinary autograd would keep more than the budget."""
         if self.reversible != "auto":
             return self.reversible
         # of a layer of somebody else's nothing is known
-        dtype, (batch, length) = working_type(hidden_states), hidden_states.shape[:2]
-        sources = 0 if memory is None else memory.shape[1] / length
+        dtype = working_type(hidden_states)
+        batch, length = hidden_states.shape[:2] if context.shards is None else context.shards.longest
+        sources = 0 if context.memory is None else context.memory.shape[1] / length
         per_token = sum(layer.bytes_kept(dtype, sources) for layer in self.layers if is_as_built(layer))
         return batch * length * per_token > self.budget * 2**20
 

@@ -27,6 +27,7 @@ class ReformerSourceEncoder(ReformerModel):
     """The encoder: (B, S) -> (B, S, hidden), the mean of both streams after the layer norm."""
 
     averaged = True
+    _supports_sequence_parallel = False
 
     @can_return_tuple
     def forward(

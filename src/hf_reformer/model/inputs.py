@@ -12,7 +12,7 @@ import torch
 
 from .configuration_checks import PUBLISHED_LAYERS
 from .losses import IGNORED
-from .tracing import readable
+from .tracing import readable, tracing
 
 # what transformers, its pipelines, collators and peft hand to every model, whether or not it can use them
 PASSED_ALONG = {
@@ -69,7 +69,7 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, p
         fits = tokens.dim() == 3 and tokens.shape[-1] == config.hidden_size
         _check_shape(name, tokens, fits, f"(batch, length, {config.hidden_size})")
     shape = tuple(tokens.shape[:2])
-    _check_size(config, name, shape, past)
+    check_size(config, name, shape, past)
     if inputs_embeds is None:
         _check_range(name, tokens, config.vocab_size, "`vocab_size`")
     if attention_mask is not None:
@@ -82,7 +82,8 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, p
     return shape
 
 
-def _check_size(config, name, shape, past):
+def check_size(config, name, shape, past=0):
+    """(B, L) that follow `past` tokens in a cache: at least one token, at most what the model is built for."""
     (batch, length), room = shape, config.maximum_length - past
     if batch < 1 or length < 1:
         raise ValueError(f"`{name}` has {batch} rows of {length} tokens, but must have at least one of each.")
@@ -144,6 +145,19 @@ def check_packing(config, documents, cache):
             "each other."
         )
     return None if published or cache is not None else documents
+
+
+def check_sequence(use_cache, output_attentions, logits_to_keep=0):
+    """What no model does on a shard of a sequence (`hf_reformer.parallel`)."""
+    where = "within `sequence_parallel`"
+    if tracing():
+        raise ValueError(f"The model is traced or under `torch.func` {where}, but must run eagerly there.")
+    if use_cache:
+        raise ValueError(f"A cache or `use_cache` is given {where}, but must not: generate outside of it.")
+    if output_attentions:
+        raise ValueError(f"`output_attentions` is True {where}, but must be False.")
+    if torch.is_tensor(logits_to_keep) or logits_to_keep:
+        raise ValueError(f"`logits_to_keep` is {logits_to_keep} {where}, but must be 0: each process has a shard.")
 
 
 def check_memory(memory, attention_mask, hidden_size, batch):

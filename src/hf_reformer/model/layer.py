@@ -3,6 +3,7 @@
 y1 = x1 + F(x2), y2 = x2 + G(y1) (paper eq. 9). Shapes: B batch, L length, H heads, D head size.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ class Context:
         documents: (B, L) int32, the document of each token of packed rows, or None.
         memory: (B, S, hidden), an encoder's output that cross-attention reads, or None.
         real_memory: (B, S) bool, False where that is padding, or None.
+        shards: `sequence.Shards` where the streams are those of a shard of the L tokens, or None.
     """
 
     real_tokens: torch.Tensor | None = None
@@ -42,12 +44,14 @@ class Context:
     documents: torch.Tensor | None = None
     memory: torch.Tensor | None = None
     real_memory: torch.Tensor | None = None
+    shards: Any = None
 
     def of(self, self_attention, x):
         """The same with the layer's rotations: those of its cache, which everything there was hashed with, or new ones."""
         rotations = None if self.cache is None else self.cache.rotations
         if rotations is None:
-            rotations = self_attention.sample_rotations(self.num_hashes, x.device, x.dtype)
+            with nullcontext() if self.shards is None else self.shards.sequence.drawing_alike():
+                rotations = self_attention.sample_rotations(self.num_hashes, x.device, x.dtype)
         if self.cache is not None:
             self.cache.rotations = rotations
         return replace(self, rotations=rotations)
@@ -111,11 +115,14 @@ class ReformerAttention(nn.Module):
             return SelfAttentionOutput(
                 tokenwise(_attend_alone, modules, hidden_states, step=step, halo=halo), None, None
             )
-        vectors = tokenwise(_project, modules, hidden_states, numbers=hidden)
-        return self.self_attention(
+        vectors, shards = tokenwise(_project, modules, hidden_states, numbers=hidden), context.shards
+        if shards is not None:
+            vectors, context = shards.to_rows(vectors), shards.of_rows(context)
+        attended = self.self_attention(
             vectors, cache=context.cache, rotations=context.rotations, output_attentions=context.output_attentions,
             real_tokens=context.real_tokens, documents=context.documents, routing=routing, keep_last=last,
         )  # fmt: skip
+        return attended if shards is None else attended._replace(hidden_states=shards.to_tokens(attended.hidden_states))
 
     def _segment(self, hidden_states, context):
         """Tokens at a time in which causal local attention is worked on: a long input needs no more than its window, so that
@@ -131,6 +138,7 @@ class ReformerAttention(nn.Module):
             or context.documents is not None
             or context.output_attentions
             or context.cache is not None
+            or context.shards is not None
         )
         if asked or tracing() or batch * length <= MANY_TOKENS:
             return 0

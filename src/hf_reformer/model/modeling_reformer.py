@@ -31,9 +31,11 @@ from .inputs import (
     check_logits_to_keep,
     check_packing,
     check_position_ids,
+    check_sequence,
+    check_size,
 )
 from .layer import Context, ReformerLayer
-from .losses import mean_token_loss, next_token_labels, token_losses
+from .losses import IGNORED, mean_token_loss, next_token_labels, token_losses
 from .recompute import has_own_hooks
 from .tokenwise import tokenwise
 from .tracing import tracing
@@ -91,6 +93,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "past_buckets_states"]
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
+    _supports_sequence_parallel = False  # by `hf_reformer.parallel`
     _supports_sdpa = True
     _supports_flex_attn = False
 
@@ -131,6 +134,8 @@ class ReformerModel(ReformerPreTrainedModel):
 
     layer_class = ReformerLayer
     averaged = False  # the streams at the end, instead of standing side by side
+    _supports_sequence_parallel = True
+    sequence = None  # a `SequenceGroup` within `hf_reformer.parallel.sequence_parallel`
 
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
@@ -240,14 +245,23 @@ class ReformerModel(ReformerPreTrainedModel):
                 "one process for each GPU: `accelerate launch script.py` or `torchrun --nproc_per_node=N script.py`."
             )
         input_ids = None if input_ids is None else as_ids("input_ids", input_ids)
-        cache = self._cache(past, use_cache)
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        if self.sequence is not None:
+            check_sequence(use_cache or past is not None, output_attentions)
+        cache = None if self.sequence is not None else self._cache(past, use_cache)
         cached = 0 if cache is None else cache.get_seq_length()
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, cached)
+        device, shards = (input_ids if inputs_embeds is None else inputs_embeds).device, None
+        if self.sequence is not None:
+            shards, attention_mask, position_ids = self.sequence.shards(
+                shape, config.num_attention_heads, device, attention_mask, position_ids
+            )
+            shape = shards.shape
+            check_size(config, "input_ids of all processes", shape)
         real_tokens = self._real_tokens(attention_mask, shape[1])
         if cache is not None:
             cache.check(shape[0], num_hashes)
         if position_ids is None:
-            device = (input_ids if inputs_embeds is None else inputs_embeds).device
             position_ids, documents = self._default_positions(shape[1], real_tokens, device, cache), None
         else:
             position_ids, documents = check_position_ids(config, position_ids, shape, real_tokens)
@@ -255,11 +269,13 @@ class ReformerModel(ReformerPreTrainedModel):
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
         if cache is not None:
             cache.begin(shape[1], shape[0], real_tokens, num_hashes)
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             inputs_embeds = words(input_ids) if words is not None and inputs_embeds is None else inputs_embeds
-            hidden_states = self.embeddings(input_ids, position_ids, inputs_embeds)
-        return hidden_states, Context(real_tokens, num_hashes, output_attentions, cache, documents=documents)
+            own = position_ids if shards is None else position_ids[:, shards.own]
+            hidden_states = self.embeddings(input_ids, own, inputs_embeds)
+        return hidden_states, Context(
+            real_tokens, num_hashes, output_attentions, cache, documents=documents, shards=shards
+        )
 
     def _gives_hidden_states(self, asked):
         return self.config.output_hidden_states if asked is None else asked
@@ -321,6 +337,7 @@ class ReformerLanguageModel(ReformerPreTrainedModel):
     """What the language models share: the head, and the loss over it."""
 
     body_class = ReformerModel
+    _supports_sequence_parallel = True
 
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
@@ -372,6 +389,8 @@ class ReformerLanguageModel(ReformerPreTrainedModel):
         if labels is None:
             return None, tokenwise(head, modules, *inputs, **size)
         labels = labels.to(inputs[0].device)
+        if num_items_in_batch is None and self.reformer.sequence is not None:
+            num_items_in_batch = self.reformer.sequence.sum((labels != IGNORED).sum())
         with_logits = not (self.training and chunk > 0)
         losses, logits = tokenwise(token_losses(head, with_logits), modules, *inputs, labels, **size)
         return mean_token_loss(losses, labels, num_items_in_batch), logits
@@ -420,6 +439,8 @@ class ReformerModelWithLMHead(ReformerLanguageModel, ReformerGenerationMixin):
         """
         check_keywords(self, kwargs)
         logits_to_keep = check_logits_to_keep(logits_to_keep)
+        if self.reformer.sequence is not None:
+            check_sequence(False, False, logits_to_keep)
         shift_labels = kwargs.get("shift_labels")
         no_loss = labels is None and shift_labels is None
         past = past_buckets_states if past_key_values is None else past_key_values
@@ -432,7 +453,8 @@ class ReformerModelWithLMHead(ReformerLanguageModel, ReformerGenerationMixin):
             last=logits_to_keep if no_loss and isinstance(logits_to_keep, int) else 0,
         )  # fmt: skip
         if labels is not None and shift_labels is None:
-            shift_labels = next_token_labels(labels)
+            sequence = self.reformer.sequence
+            shift_labels = (next_token_labels if sequence is None else sequence.next_token_labels)(labels)
         if shift_labels is None:
             read = (tuple(slice_logits_to_keep(x, logits_to_keep) for x in read[0]), *read[1:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):

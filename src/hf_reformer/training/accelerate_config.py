@@ -7,7 +7,7 @@ FOLDER = Path(__file__).with_name("accelerate")
 
 
 def accelerate_config(name) -> Path:
-    """Path of the shipped configuration `"ddp"` or `"fsdp2"`."""
+    """Path of the shipped configuration `"ddp"`, `"fsdp2"` or `"sequence"`."""
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     if name not in known:
         raise ValueError(f"`name` is {name!r}, but must be one of {', '.join(known)}.")

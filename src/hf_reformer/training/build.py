@@ -15,6 +15,7 @@ from .initialisation import INITIALISATIONS
 from .machine import has_fast_bfloat16, pick_device
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
+from .resuming import examples_per_step
 from .settings import DuplicationData, ImageData, Recipe, ReversalData
 from .task import Plan, Task
 from .tasks import MODELS
@@ -98,8 +99,7 @@ def check_training(given: dict, extra) -> None:
 
 def plan_of(recipe: Recipe, arguments: TrainingArguments) -> Plan:
     """How many examples the run reads."""
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return Plan(steps=arguments.max_steps, per_step=per_step, seed=arguments.seed)
+    return Plan(steps=arguments.max_steps, per_step=examples_per_step(arguments), seed=arguments.seed)
 
 
 def needed_length(data) -> int:

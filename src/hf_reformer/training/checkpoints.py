@@ -1,7 +1,7 @@
 """Trainer whose checkpoints survive anything: SIGKILL at any moment, SIGTERM, a full disk, a damaged file.
 
 Resuming gives bit for bit the weights of an uninterrupted run with the same number of processes, if the examples of the
-data set are functions of their index.
+data set are functions of their index. With another number the examples of each step are the same (`resuming.py`).
 """
 
 import errno
@@ -15,17 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .data_order import DataOrder
+from .data_order import DataOrder, seed_of
+from .resuming import examples_per_step, keep_examples_per_step
 from .sealing import MANIFEST, facts_of, flaw, flush, seal
+from .sequence_trainer import SequenceParallelTrainer
 from .stopping import StopOnSignal
 
 SCRATCH = ".unfinished-checkpoint"  # in it checkpoints are written, and deleted; never read
 
 
-class CheckpointedTrainer(Trainer):
+class CheckpointedTrainer(SequenceParallelTrainer):
     """`transformers.Trainer`, with checkpoints that are whole or not there, and runs that can be interrupted.
 
     - Each `checkpoint-N` is written into a scratch folder beside it, sealed (see `sealing.py`), flushed and renamed;
@@ -36,6 +38,8 @@ class CheckpointedTrainer(Trainer):
     - `train(resume_from_checkpoint=True)` takes `latest_whole_checkpoint(output_dir)`.
     - The order of the data, and random collators, depend on seed and epoch alone; evaluation draws no number that
       training would have drawn.
+
+    With `ParallelismConfig(sp_size=...)` sequences are shared by processes, see `SequenceParallelTrainer`.
 
     Several processes need an output folder that all share, or `save_on_each_node`.
 
@@ -85,14 +89,17 @@ class CheckpointedTrainer(Trainer):
                 )
         elif Path(checkpoint, MANIFEST).exists() and (problem := flaw(checkpoint)):
             raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}, but it is damaged: {problem}.")
-        processes = facts_of(checkpoint).get("processes", self.args.world_size)
-        if processes != self.args.world_size:
-            warnings.warn(
-                f"{checkpoint} was written by {processes} processes, now there are {self.args.world_size}: the run goes "
-                "on, but not as it would have.",
-                stacklevel=3,
-            )
+        if said := keep_examples_per_step(self.args, checkpoint):
+            warnings.warn(said, stacklevel=3)
+            self._train_batch_size = self.args.train_batch_size
         return str(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        """Of another number of processes there is no state for each: then numbers follow from seed, step and process."""
+        if checkpoint is None or facts_of(checkpoint).get("processes", self.args.world_size) == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+        else:
+            set_seed(seed_of(self.args.seed, self.state.global_step, self.args.process_index) % 2**32)
 
     # --- data and evaluation: no random number is drawn that depends on when the run was interrupted -----------------
 
@@ -125,7 +132,9 @@ class CheckpointedTrainer(Trainer):
             self._name_best(scratch, target)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                _publish(scratch, target, self.args.world_size)
+                _publish(
+                    scratch, target, processes=self.args.world_size, examples_per_step=examples_per_step(self.args)
+                )
                 _rotate(scratch, target, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -194,9 +203,9 @@ def _check_arguments(args):
             raise ValueError(f"`{name}` is True, but must be False: {why}.")
 
 
-def _publish(scratch, target, processes):
+def _publish(scratch, target, **facts):
     """Seals what was written and gives it its name; what had that name goes."""
-    seal(scratch / target.name, processes=processes)
+    seal(scratch / target.name, **facts)
     if target.exists():
         target.rename(scratch / "replaced")
     (scratch / target.name).rename(target)

@@ -54,7 +54,7 @@ class DataOrder(TrainerCallback):
     def seeded(self, *contents):
         """Within it the global generators start from seed, epoch and contents; afterwards they are as before."""
         states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-        seed = int.from_bytes(_digest((self.seed, int(self.epoch), *contents)), "little")
+        seed = seed_of(self.seed, int(self.epoch), *contents)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.random.default_generator.manual_seed(seed % 2**63)
@@ -119,6 +119,11 @@ def _ordered(value):
     if type(value) in (list, tuple) and not set(map(type, value)) <= ATOMS:
         return type(value)(map(_ordered, value))
     return value
+
+
+def seed_of(*contents) -> int:
+    """A seed, 64 bits, that follows from these alone."""
+    return int.from_bytes(_digest(contents), "little")
 
 
 def _digest(contents):

@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 
 from . import examples as ex
+from .resuming import examples_per_step
 from .settings import Recipe
 
 PROBES = 200  # steps whose inputs are looked at
@@ -52,7 +53,7 @@ def steps_in(minutes: float, trainer) -> int:
 def seconds_of_step(trainer) -> float:
     """Mean over the run, from steps timed on inputs of the lengths that it will have."""
     arguments, dataset = trainer.args, trainer.train_dataset
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    per_step = examples_per_step(arguments)
     if not hasattr(dataset, "__len__"):
         return timed(trainer, [row for row, _ in zip(dataset, range(arguments.train_batch_size), strict=False)])
     steps = [i * per_step for i in ex.spread(arguments.max_steps, PROBES)]

@@ -30,6 +30,7 @@ from .folder import (
 from .minutes import steps_in, with_steps
 from .recipes import load_recipe
 from .report import add_figure, results_of, write_model
+from .resuming import keep_examples_per_step
 from .samples import Samples
 from .settings import Recipe
 from .task import Task
@@ -130,6 +131,8 @@ def prepare(recipe: Recipe, output: Path, resume: bool, command: str, options: O
         make_room(output, options.replace_finished)
     checkpoint = latest_whole_checkpoint(output) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
+    if checkpoint:
+        keep_examples_per_step(arguments, checkpoint)  # the trainer says it
     saved = output / TOKENIZER_FOLDER if resume and (output / TOKENIZER_FOLDER).is_dir() else None
     tokenizer = None if saved is None else load_tokenizer(str(saved), recipe.data.context)
     if options.minutes is not None:

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from . import examples as ex
 from .checkpoints import CheckpointedTrainer
 from .optimizers import MuonWithAdam
+from .resuming import examples_per_step
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -140,8 +141,8 @@ class Progress(ProgressCallback):
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """The bar begins at the step that is resumed from."""
         if state.is_world_process_zero:
-            per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            self.ahead = work_ahead(getattr(train_dataloader, "dataset", None), state.max_steps, per_step)
+            dataset = getattr(train_dataloader, "dataset", None)
+            self.ahead = work_ahead(dataset, state.max_steps, examples_per_step(args))
             self.training_bar = tqdm(
                 total=self.ahead(state.max_steps), initial=self.ahead(state.global_step), unit="tok", unit_scale=True,
                 desc="training", **({} if drawn() else {"file": Lines(), "mininterval": LINE_EVERY}),
