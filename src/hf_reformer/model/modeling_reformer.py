@@ -86,6 +86,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation for all Reformer models."""
 
     config: ReformerConfig
+    sequence = None  # a `SequenceGroup` within `hf_reformer.parallel.sequence_parallel`
     base_model_prefix = "reformer"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -135,7 +136,6 @@ class ReformerModel(ReformerPreTrainedModel):
     layer_class = ReformerLayer
     averaged = False  # the streams at the end, instead of standing side by side
     _supports_sequence_parallel = True
-    sequence = None  # a `SequenceGroup` within `hf_reformer.parallel.sequence_parallel`
 
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
