@@ -99,7 +99,9 @@ def configuration(draw):
         config = quietly(lambda: tiny_config(kinds, **changes))
         again = ReformerConfig.from_dict(config.to_dict())
         for name in changes:
-            ours, theirs = getattr(config, name), getattr(again, name)
+            ours, theirs = (
+                list(x) if isinstance(x, tuple) else x for x in (getattr(config, name), getattr(again, name))
+            )
             assert ours == theirs or (ours != ours), f"{name} is {ours!r}, saved and read {theirs!r}"
         if any(too_large(value) for value in config.to_dict().values()):
             return

@@ -325,3 +325,9 @@ def test_a_damaged_image_of_any_kind_is_named(processor, tmp_path):
     (tmp_path / "a.ppm").write_bytes(b"P6\n7 5\n\x1255\n" + bytes(105))
     with pytest.raises(ValueError, match=r"a.ppm' cannot be read as an image"):
         processor(str(tmp_path / "a.ppm"))
+
+
+@pytest.mark.parametrize("name", ["size", "crop_size"])
+def test_a_size_of_no_two_numbers_is_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        ReformerImageProcessor(**{name: []})

@@ -1,5 +1,6 @@
 """The siege at a short budget: the same cases every time. SIEGE_CASES=1000 makes it long; `make siege` runs it whole."""
 
+import json
 import os
 import random
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import siege
+import siege_page
 from siege_entries import ENTRIES
 from siege_readers import READERS
 
@@ -69,3 +71,8 @@ def test_the_siege_notices_a_process_that_dies(monkeypatch):
 def test_damage_changes_a_file_in_many_ways():
     made = {siege.damaged(b"some bytes of a file", random.Random(seed)) for seed in range(50)}
     assert len(made) > 45
+
+
+def test_the_page_is_that_of_the_results():
+    assert siege_page.PAGE.read_text() == siege_page.page_of(json.loads(siege_page.RESULTS.read_text()))
+    assert all((Path(__file__).parent / f"{entry[3]}.py").is_file() for entry in siege_page.MENDED)

@@ -295,3 +295,9 @@ def test_what_is_no_list_of_words_is_refused(words):
 def test_ids_that_are_no_whole_numbers_are_refused(ids):
     with pytest.raises(ValueError, match="ids is"):
         TOKENIZER.decode_bytes(ids)
+
+
+@pytest.mark.parametrize("length", [0.0, 10**30, -1, "x", True], ids=str)
+def test_a_longest_length_that_is_none_is_refused(length):
+    with pytest.raises(ValueError, match="max_length"):
+        TOKENIZER("a", max_length=length, truncation=True)

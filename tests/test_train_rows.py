@@ -125,6 +125,8 @@ GOOD = {"text": "it", "label": "x"}
 BAD_ROWS = {
     "empty": ("", "cannot be read"),
     "no json": ("{", "cannot be read"),
+    "what ends the process in pyarrow": ('null[t\u0000kans: ["a-1', "cannot be read"),
+    "a row that is no object": (json.dumps(GOOD) + "\n[1]\n", "cannot be read"),
     "column": (json.dumps({"text": "it"}), "column 'label' is missing; the rows to evaluate on have text"),
     "null label": (
         "\n".join(map(json.dumps, (GOOD, {"text": "it", "label": None}))),

@@ -66,6 +66,9 @@ class ReformerImageProcessor(PilBackend):
     first_values = None
 
     def __init__(self, **kwargs):
+        for name in ("size", "crop_size"):
+            if isinstance(kwargs.get(name), (list, tuple)) and len(kwargs[name]) != 2:
+                raise ValueError(f"`{name}` is {kwargs[name]!r}, but must give a height and a width.")
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name, None) for name in self._valid_kwargs_names})
 

@@ -112,6 +112,9 @@ class ReformerByteTokenizer(TokenizersBackend):
 
     def _encode_plus(self, text, text_pair=None, is_split_into_words=False, return_tensors=None, **kwargs):
         _check_text(text, text_pair, is_split_into_words)
+        longest = kwargs.get("max_length")
+        if longest is not None and not (type(longest) is int and 0 <= longest < 2**63):
+            raise ValueError(f"max_length is {longest!r}, but must be a whole number of at least 0, or None")
         if is_split_into_words:
             text, text_pair = _spaced(text), _spaced(text_pair)
         try:

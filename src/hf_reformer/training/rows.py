@@ -134,11 +134,36 @@ def local_rows(paths: list[str] | str, key: str):
         if not Path(path).is_file():
             why = "is no file" if Path(path).exists() else "does not exist"  # a pipe could not be read twice
             raise ValueError(f"data.{key}: {path!r} {why}; allowed are files with rows")
+    for path in paths if kinds <= {".json", ".jsonl"} else ():
+        check_json(path, key)
     try:
         return datasets.load_dataset(BUILDERS[kinds.pop()], data_files=paths, split="train")
     except Exception as error:  # of an empty file StopIteration, of others what datasets, pyarrow and the system raise
         reason = error.__cause__ or error
         raise ValueError(f"data.{key}: {paths} cannot be read: {type(reason).__name__} {reason}".strip()) from None
+
+
+def check_json(path: str, key: str) -> None:
+    """Raises `ValueError` unless a file is lines of JSON objects, or one JSON object or list of them.
+
+    Python reads it first: damaged files end the whole process in pyarrow's reader (26.0, `null[t`).
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    raise ValueError(f"line {number} is no object")
+    except (ValueError, RecursionError) as error:
+        try:
+            whole = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError):
+            whole = None
+        if not isinstance(whole, dict) and not (
+            isinstance(whole, list) and all(isinstance(row, dict) for row in whole)
+        ):
+            raise ValueError(
+                f"data.{key}: {path!r} cannot be read: it is no JSON, or not of objects ({error})"
+            ) from None
 
 
 def labels_of(data, training, evaluation) -> Labels:
