@@ -94,6 +94,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
     _supports_sequence_parallel = False  # by `hf_reformer.parallel`
+    sequence = None  # of the model without head: a `SequenceGroup` within `sequence_parallel`
     _supports_sdpa = True
     _supports_flex_attn = False
 
@@ -135,7 +136,6 @@ class ReformerModel(ReformerPreTrainedModel):
     layer_class = ReformerLayer
     averaged = False  # the streams at the end, instead of standing side by side
     _supports_sequence_parallel = True
-    sequence = None  # a `SequenceGroup` within `hf_reformer.parallel.sequence_parallel`
 
     def __init__(self, config: ReformerConfig):
         config = ReformerConfig.of(config)
