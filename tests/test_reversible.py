@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hf_reformer
 from benchmarks import drift as drift_of
 from hf_reformer.model import layer
+from hf_reformer.model.layer import Context
 
 TOLERANCE = 1e-10
 LAYERS = ["local", "strict_lsh", "full", "lsh", "strict_local", "full_shared_qk"]
@@ -575,7 +576,7 @@ def estimate(model, autocast=False, batch=3, length=256):
         low, high = 0.0, 1024.0
         while high - low > 1e-3:
             encoder.budget = (low + high) / 2
-            low, high = (encoder.budget, high) if encoder._rebuilds(hidden) else (low, encoder.budget)
+            low, high = (encoder.budget, high) if encoder._rebuilds(hidden, Context()) else (low, encoder.budget)
     return high * 2**20
 
 

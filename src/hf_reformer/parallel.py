@@ -71,7 +71,7 @@ def _bodies(model):
             f"`model` is a {foreign[0] if foreign else type(model).__name__}, but must be a ReformerModel, a "
             "ReformerModelWithLMHead or a ReformerForMaskedLM: other heads look at several tokens at once."
         )
-    return [module for module in models if hasattr(module, "sequence")]
+    return [module for module in models if module.base_model is module]
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
     _supports_sequence_parallel = False  # by `hf_reformer.parallel`
+    sequence = None  # of the model without head: a `SequenceGroup` within `sequence_parallel`
     _supports_sdpa = True
     _supports_flex_attn = False
 
