@@ -86,7 +86,6 @@ class ReformerPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation for all Reformer models."""
 
     config: ReformerConfig
-    sequence = None  # a `SequenceGroup` within `hf_reformer.parallel.sequence_parallel`
     base_model_prefix = "reformer"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
