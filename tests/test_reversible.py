@@ -663,6 +663,11 @@ def test_gradients_of_exact_layers_are_those_of_ordinary_autograd_and_rounding_h
     assert_same_tensors(exact[0], gradients_of_one_step(pair()[0]), 1e-8)
 
 
+def on_the_grid(stream, bits):
+    scaled = stream.detach() * 2.0**bits
+    return torch.equal(scaled, scaled.round()) and stream.abs().max() > 0.1
+
+
 def gradients_of_one_step(model):
     objective(logits_of(model)).backward()
     return gradients(model)
@@ -676,16 +681,19 @@ def test_exact_layers_of_a_decoder_that_reads_an_encoder():
         "is_decoder": False,
         **DROPOUT,
     }
-    results = []
+    results, streams = [], []
     for reversible in (True, False):
         model = build(
             tiny_config(reversible=reversible, exact_reversible=True, **fields),
             hf_reformer.ReformerForConditionalGeneration,
         ).train()
+        for part in (model.base_model.encoder, model.base_model.decoder):
+            part.encoder.layers[-1].register_forward_hook(lambda module, args, out: streams.extend(out[:2]))
         torch.manual_seed(3)
         ids = tokens(model.config, 2, LENGTH)
         model(input_ids=ids, labels=ids[:, :31]).loss.backward()
         results.append(gradients(model))
+    assert len(streams) == 8 and all(on_the_grid(x, 44) for x in streams)
     assert_pairs_agree(results)
 
 
@@ -710,7 +718,7 @@ def test_exact_layers_give_the_same_in_every_way_and_what_lies_on_the_grid():
         torch.cat(pieces, 1), inferred, 2e-4
     )  # another order of additions may round to the next point of the grid
     for state in states:
-        assert torch.equal(state * 2**15, (state * 2**15).round()) and state.abs().max() > 0.1
+        assert on_the_grid(state, 15)
     rounded = hf_reformer.ReformerConfig(**config.to_diff_dict())
     assert rounded.exact_reversible is True
     with pytest.raises(ValueError, match="`exact_reversible` is 'no'"):

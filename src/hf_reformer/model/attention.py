@@ -120,7 +120,7 @@ class ReformerSelfAttention(nn.Module):
         """Every token attends: block by block, with a backward of its own."""
         (q, k, v), length = vectors, vectors[2].shape[1]
         padded = self.padded_length(length)
-        q, k, v = (_pad(x, padded) for x in vectors)
+        q, k, v = (pad(x, padded) for x in vectors)
         layout, routing = self.layout(q, length, rotations, real_tokens, routing, documents)
         dropout_mask = self.window_dropout(layout.windows.chunk, layout.windows.slots, v)
         attended = chunked_attention(q, k, v, layout, dropout_mask, self.config._attn_implementation)
@@ -289,7 +289,7 @@ def add_layer_type(name, attention_class):
         ATTN_LAYERS.append(name)
 
 
-def _pad(x_BLHD, length):
+def pad(x_BLHD, length):
     """Zeros behind the last token, up to `length`."""
     if x_BLHD is None or x_BLHD.shape[1] == length:
         return x_BLHD

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from .attention import _pad
-from .attention_blocks import ALONE, EagerBlocks, gather
-from .attention_full import full_attention
+from .attention import pad
+from .attention_blocks import ALONE, LOG2E, EagerBlocks, gather, unit_keys
 from .attention_layout import Block
 from .tokenwise import MANY_TOKENS
 
@@ -33,19 +32,21 @@ def attention_map(model, input_ids, position=-1, num_hashes=None) -> list[LayerM
     """Which tokens the one at `position` looked at, in each layer from the input up.
 
     Args:
-        model: a `ReformerModel`, or one with a head, in evaluation mode; of an encoder-decoder, its encoder.
+        model: a `ReformerModel`, or one with a head, in evaluation mode. No encoder-decoder.
         input_ids: (1, L), at most 65,536 tokens.
         position: of the token that looks; negative from the end.
         num_hashes: rounds, instead of the configuration's.
 
     Raises:
-        ValueError: for several rows, too many tokens, or a position outside.
+        ValueError: for an encoder-decoder, several rows, too many tokens, or a position outside.
     """
-    length = input_ids.shape[-1]
-    if input_ids.dim() != 2 or input_ids.shape[0] != 1 or not 1 <= length <= MANY_TOKENS:
-        raise ValueError(
-            f"`input_ids` has the shape {tuple(input_ids.shape)}, but must be (1, L) with L from 1 to {MANY_TOKENS:,}."
-        )
+    body = model.base_model
+    if body.config.is_encoder_decoder:
+        raise ValueError(f"`model` is a {type(model).__name__}, but must be a model that reads one sequence.")
+    shape = tuple(getattr(input_ids, "shape", ()))
+    length = shape[-1] if shape else 0
+    if len(shape) != 2 or shape[0] != 1 or not 1 <= length <= MANY_TOKENS:
+        raise ValueError(f"`input_ids` has the shape {shape}, but must be (1, L) with L from 1 to {MANY_TOKENS:,}.")
     if not -length <= position < length:
         raise ValueError(f"`position` is {position}, but must be from {-length} to {length - 1}.")
     maps, hooks = [], []
@@ -53,7 +54,6 @@ def attention_map(model, input_ids, position=-1, num_hashes=None) -> list[LayerM
     def look(attention, args, given, output):
         maps.append(map_of(attention, args[0], output.routing, given["rotations"], position % length))
 
-    body = model.base_model
     try:
         for layer in body.encoder.layers:
             attention = layer.attention.self_attention
@@ -69,9 +69,8 @@ def map_of(attention, vectors, routing, rotations, query):
     """The row of one query in what a layer's attention did with these vectors, each (1, L, H, D)."""
     length = vectors[2].shape[1]
     if not attention.chunked:
-        probabilities = full_attention(*vectors, attention.rule, output_attentions=True)[1]
-        return LayerMap(attention.layer_type, probabilities[0, :, query, None], None)
-    q, k, v = (_pad(x, attention.padded_length(length)) for x in vectors)
+        return LayerMap(attention.layer_type, _full_row(*vectors[:2], attention.rule, query)[:, None], None)
+    q, k, v = (pad(x, attention.padded_length(length)) for x in vectors)
     layout, routing = attention.layout(q, length, rotations, None, routing)
     rings, heads = layout.rings, attention.heads
     weights, lses = v.new_zeros((heads, rings.rounds, q.shape[1])), v.new_empty((heads, rings.rounds, 1))
@@ -87,12 +86,20 @@ def map_of(attention, vectors, routing, rotations, query):
             keys = layout.take(tokens, block)[0].to(torch.int64)
             weights[head, r].index_add_(0, keys, (found / total)[0, place].to(weights.dtype))
             lses[head, r] = lse[0, place]
-    together = torch.logsumexp(lses * torch.log(lses.new_tensor(2.0)), dim=1, keepdim=True)
-    weights *= torch.exp(lses * torch.log(lses.new_tensor(2.0)) - together)
-    alone = (lses < ALONE).all(1)
-    weights[alone[:, 0]] = 0.0
-    weights[alone[:, 0], 0, query] = 1.0
+    alone = (lses < ALONE).all(1)[:, 0]
+    weights *= (lses / LOG2E).softmax(1)  # one softmax over all rounds
+    weights[alone] = 0.0
+    weights[alone, 0, query] = 1.0
     return LayerMap(attention.layer_type, weights[..., :length], _buckets(attention, routing, length))
+
+
+def _full_row(q, k, rule, query):
+    """(H, L): one row of what `full_attention` works with; shared queries and keys where `k` is None."""
+    keys = unit_keys(q) if k is None else k * q.shape[-1] ** -0.5
+    scores = torch.einsum("hd,lhd->hl", q[0, query].to(keys.dtype), keys[0])
+    step = torch.arange(q.shape[1], device=q.device) - query
+    seen = rule.sees(step)
+    return scores.masked_fill(~(seen if seen.any() else step == 0), float("-inf")).softmax(-1)
 
 
 def _buckets(attention, routing, length):

@@ -25,8 +25,8 @@ def set_piece_memory(mib: float | str | None) -> None:
 
     Args:
         mib: size of the largest tensor of a piece, in MiB of float32. `"auto"`: a sixteenth of the memory that is free on a device
-            when it is first asked for (said once), on a CPU no more than by default. None: the default, 2 MiB on a CPU,
-            where that stays in its cache, and 128 to 512 MiB on a GPU.
+            when it is first asked for (said once), on a CPU no more than by default. None: the default, 2 MiB on a CPU
+            (8 while hashing), where that stays in its cache, and 128 to 512 MiB on a GPU.
 
     Raises:
         ValueError: for anything else.

@@ -22,31 +22,19 @@ import torch.distributed as dist
 from .losses import IGNORED
 
 
-class _ToRows(torch.autograd.Function):
-    """Vectors (B, l, H, D) each of this process's tokens -> (P, L, D) each of its rows: one all-to-all for all of them."""
+class _Exchange(torch.autograd.Function):
+    """Vectors (B, l, H, D) each of this process's tokens -> (P, L, D) each of its rows, or `back`: one all-to-all for all of
+    them, whose transpose is the way back. (PyTorch's all-to-all with a backward of our own: that of `distributed.nn` is
+    deprecated, and the functional one has a backward since 2.13 only.)"""
 
     @staticmethod
-    def forward(ctx, shards, *vectors):
-        ctx.shards = shards
-        return shards.tokens_to_rows(*vectors)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return None, *_ToTokens.apply(ctx.shards, *grads)
-
-
-class _ToTokens(torch.autograd.Function):
-    """The way back, which is the transpose too. (Both are PyTorch's all-to-all with a backward of our own: that of
-    `distributed.nn` is deprecated, and the functional one has a backward since 2.13 only.)"""
-
-    @staticmethod
-    def forward(ctx, shards, *vectors):
-        ctx.shards = shards
-        return shards.rows_to_tokens(*vectors)
+    def forward(ctx, shards, back, *vectors):
+        ctx.shards, ctx.back = shards, back
+        return (shards.rows_to_tokens if back else shards.tokens_to_rows)(*vectors)
 
     @staticmethod
     def backward(ctx, *grads):
-        return None, *_ToRows.apply(ctx.shards, *grads)
+        return None, None, *_Exchange.apply(ctx.shards, not ctx.back, *grads)
 
 
 class SequenceGroup:
@@ -173,12 +161,12 @@ class Shards:
 
     def to_rows(self, vectors):
         """Queries, keys (or None) and values (B, l, H, D) of this process's tokens -> (P, L, 1, D) of its rows."""
-        found = iter(_ToRows.apply(self, *(x for x in vectors if x is not None)))
+        found = iter(_Exchange.apply(self, False, *(x for x in vectors if x is not None)))
         return tuple(None if x is None else next(found).unsqueeze(2) for x in vectors)
 
     def to_tokens(self, x):
         """What attention makes of this process's rows, (P, L, D) -> (B, l, H * D) of its tokens."""
-        return _ToTokens.apply(self, x)[0].flatten(2)
+        return _Exchange.apply(self, True, x)[0].flatten(2)
 
     def tokens_to_rows(self, *vectors):
         sizes = [x.shape[3] for x in vectors]
