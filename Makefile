@@ -19,7 +19,7 @@ WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || test $(CORES) -gt 1 && echo 
 export DEMO_OUTPUT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench mutants siege audit lowest newest docs clean distclean
+.PHONY: help install demo test testpage lint format bench mutants siege audit lowest newest docs clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -38,6 +38,11 @@ demo: $(STAMP) ## train, save, reload and generate: hf-reformer quickstart (abou
 
 test: lint ## lint, then the tests on all cores (PYTEST_ARGS="-m slow" runs the slow ones)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+testpage: $(STAMP) ## the page of `hf-reformer demo` in headless Chromium, which must be there (Debian: apt-get install chromium)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "make testpage: there is no Chromium"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[page-test]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_page_browser.py
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

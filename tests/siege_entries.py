@@ -11,6 +11,7 @@ import io
 import math
 import re
 import tempfile
+import types
 import warnings
 from pathlib import Path
 
@@ -511,6 +512,49 @@ def loss(draw):
     return action, lambda: (head, labels, real)
 
 
+# --- the page of `hf-reformer demo` -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def text_page():
+    from hf_reformer.cli.page import TextPage
+
+    config = tiny_config(["strict_local", "strict_lsh"], vocab_size=258, use_cache=True)
+    return TextPage(
+        "siege", build(config, hf_reformer.ReformerModelWithLMHead, dtype=torch.float32), ReformerByteTokenizer()
+    )
+
+
+def written_page(draw):
+    """What the page's functions get from a browser, or from whoever speaks to them without one."""
+    prompt = draw(st.one_of(st.text(max_size=40), st.none(), st.text(alphabet="a\0\ud800\n", max_size=80)))
+    data = draw(st.one_of(st.none(), st.binary(max_size=200)))
+    of = lambda sound: SCALARS.filter(lambda x: not isinstance(x, complex)) if draw(st.integers(0, 9)) == 0 else sound
+    count, rounds = draw(of(st.integers(1, 30))), draw(of(st.integers(1, 5)))
+    temperature, top_p = draw(of(st.floats(0, 2))), draw(of(st.floats(0.01, 1)))
+    seed = draw(of(st.sampled_from(["", " 12 ", None, "3"])).filter(lambda x: x is None or isinstance(x, str)))
+    number = draw(of(st.integers(-1, 30)))
+
+    def action():
+        import gradio
+
+        page, request = text_page(), types.SimpleNamespace(session_hash="one")
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data or b"")
+            file.flush()
+            try:
+                given = (prompt, None if data is None else file.name, count, temperature, top_p, rounds, seed)
+                *_, (text, said, written, _) = page.write(*given, request)
+                assert isinstance(text, str) and "new tokens" in said and len(written.tokens) <= count
+                *_, (picture, found, _) = page.look(written, number, request)
+                assert picture.size[0] > 100 and found.startswith("<p>Token")
+            except gradio.Error as error:
+                assert "fault of the program" not in error.message, error.message
+                raise ValueError(error.message) from error
+
+    return action, lambda: (prompt, data, count, temperature, top_p, rounds, seed, number)
+
+
 ENTRIES = {
     "configurations": configuration,
     "forwards": forward,
@@ -524,4 +568,5 @@ ENTRIES = {
     "images from tokens": image_back,
     "recipes and changes": recipe,
     "command line": command_line,
+    "page": written_page,
 }

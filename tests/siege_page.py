@@ -29,6 +29,8 @@ MENDED = (
     ("rows to predict (.jsonl)", "no UTF-8: an error that did not name the file", "cli/predict", "test_predict"),
     ("SentencePiece model", "an empty file made a tokenizer that fails when it is used", "conversion/tokenizer_files",
      "test_conversion_transformers"),
+    ("page", "temperatures near 0: NaN out of the drawing; 2**63 rounds: TypeError (both in `generate` too)",
+     "cli/generate, model/inputs", "test_generate_command"),
 )  # fmt: skip
 HEAD = """# A siege
 

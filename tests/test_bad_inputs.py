@@ -223,6 +223,7 @@ BAD_INPUTS = {
     "labels that are floats": ({"input_ids": ids(2, 9), "labels": torch.zeros(2, 9)}, "labels", "float32"),
     "no hash rounds": ({"input_ids": ids(2, 9), "num_hashes": 0}, "num_hashes", 0),
     "negative hash rounds": ({"input_ids": ids(2, 9), "num_hashes": -2}, "num_hashes", -2),
+    "more hash rounds than any memory holds": ({"input_ids": ids(2, 9), "num_hashes": 2**63}, "num_hashes", 2**63),
     "half a hash round": ({"input_ids": ids(2, 9), "num_hashes": 2.5}, "num_hashes", 2.5),
     "ids that are a list": ({"input_ids": [[1, 2]]}, "input_ids", "list"),
     "ids that are an array": ({"input_ids": ids(2, 9).numpy()}, "input_ids", "ndarray"),

@@ -198,8 +198,19 @@ def test_a_checkpoint_without_tokenizer_and_another_vocabulary(tmp_path, capfd):
         (["--prompt-file", "/no/such/file"], "--prompt-file /no/such/file cannot be read: No such file or directory"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens is 0, but must be at least 1"),
         (["--prompt", "a", "--max-new-tokens", "300"], "`max_new_tokens` is 300"),
-        (["--prompt", "a", "--temperature", "-1"], "--temperature is -1.0, but must be a number of at least 0"),
-        (["--prompt", "a", "--temperature", "nan"], "--temperature is nan, but must be a number of at least 0"),
+        (
+            ["--prompt", "a", "--temperature", "-1"],
+            "--temperature is -1.0, but must be 0 or a number of at least 0.0001",
+        ),
+        (
+            ["--prompt", "a", "--temperature", "nan"],
+            "--temperature is nan, but must be 0 or a number of at least 0.0001",
+        ),
+        (["--prompt", "a", "--temperature", "1e-320"], "--temperature is 1e-320, but must be 0 or a number"),
+        (
+            ["--prompt", "a", "--num-hashes", "10000000000000000000"],
+            "`num_hashes` is 10000000000000000000, but must be",
+        ),
         (["--prompt", "a", "--seed", "18446744073709551616"], "--seed is 18446744073709551616, but must be at least 0"),
         (["--prompt", "a", "--seed", "-1"], "--seed is -1, but must be at least 0"),
         (["--prompt", "a", "--tail-bytes", "0"], "--tail-bytes is 0, but must be at least 1"),

@@ -157,6 +157,7 @@ def test_grey_images_are_made_where_the_model_is_of_grey_ones():
         (None, {"rows": 2}, "`rows` is 2, but must be None"),
         (None, {"num_images": 0}, "`num_images` is 0, but must be a whole number"),
         (None, {"temperature": -1}, "`temperature` is -1"),
+        (None, {"temperature": 1e-9}, "`temperature` is 1e-09"),
         (None, {"temperature": float("nan")}, "`temperature` is nan"),
         (None, {"top_p": 0}, "`top_p` is 0, but must be above 0"),
         (None, {"seed": -1}, "`seed` is -1"),

@@ -254,6 +254,7 @@ WRONG = {
     "model.initialisation=zeros": ["model.initialisation is 'zeros'", "trax, sinusoidal"],
     "model.dtype=int8": ["model.dtype is 'int8'", "bfloat16"],
     "model.is_decoder=false": ["model.is_decoder", "True"],
+    "evaluation.temperature=1e-9": ["evaluation.temperature is 1e-09", "at least 0.0001"],
     "evaluation.samples=-1": ["evaluation.samples is -1", "greater than or equal to 0"],
     "evaluation.top_p=0": ["evaluation.top_p is 0", "greater than 0"],
     "model.pretrained=nowhere": ["model.pretrained is 'nowhere'"],

@@ -18,6 +18,7 @@ FEW = {
     "configurations": 20,
     "generation": 6,
     "command line": 8,
+    "page": 8,
     "rows (.jsonl)": 5,
     "rows (.csv)": 4,
     "rows (.parquet)": 4,

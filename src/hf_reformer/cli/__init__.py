@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from . import convert, evaluate, generate, predict, push, quickstart, serve, threads, train
+from . import convert, demo, evaluate, generate, predict, push, quickstart, serve, threads, train
 from .failures import exit_code, one_line
 from .terminal import drop_output, unbroken_output
 
-COMMANDS = (quickstart, train, evaluate, predict, generate, convert, push, serve)
+COMMANDS = (quickstart, train, evaluate, predict, generate, demo, convert, push, serve)
 LONG = ("quickstart", "train")  # go on when nobody reads what they say
 
 

@@ -92,7 +92,7 @@ def generate(model, tokenizer, input_ids, streamer, arguments) -> None:
     how = {"do_sample": False}
     if arguments.temperature > 0:
         # without top_k=0 transformers draws from the 50 likeliest only
-        how = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
+        how = {"do_sample": True, "temperature": float(arguments.temperature), "top_p": arguments.top_p, "top_k": 0}
     if arguments.num_hashes is not None:
         how["num_hashes"] = arguments.num_hashes
     if arguments.seed is not None:
@@ -106,10 +106,12 @@ def generate(model, tokenizer, input_ids, streamer, arguments) -> None:
 
 def check_arguments(arguments) -> None:
     """Raises `ValueError` for a number out of range."""
+    from ..model.generation import COLDEST, is_temperature
+
     for name, fits, allowed in (
         ("max_new_tokens", lambda value: value >= 1, "at least 1"),
         ("tail_bytes", lambda value: value >= 1, "at least 1"),
-        ("temperature", lambda value: 0 <= value < float("inf"), "a number of at least 0"),
+        ("temperature", is_temperature, f"0 or a number of at least {COLDEST}"),
         ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
         ("num_hashes", lambda value: value >= 1, "at least 1"),
         ("seed", lambda value: 0 <= value < 2**64, "at least 0 and below 2 to the power of 64"),

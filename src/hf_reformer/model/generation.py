@@ -5,6 +5,8 @@ from transformers import GenerationMixin
 from .cache import ReformerCache
 from .inputs import check_is_tensor
 
+COLDEST = 1e-4  # the least temperature above 0: logits that are divided by less may overflow
+
 
 class ReformerGenerationMixin(GenerationMixin):
     """`generate` for causal Reformers and encoder-decoders. Raises `ValueError` before any work where the text would not fit."""
@@ -72,6 +74,11 @@ class ReformerGenerationMixin(GenerationMixin):
                 f"{given}, so that {what} may become {length} tokens, but together they must be at most "
                 f"{longest} (`config.maximum_length`{', and the start' * self.config.is_encoder_decoder})."
             )
+
+
+def is_temperature(value) -> bool:
+    """Whether it is 0, always the likeliest, or one that can be drawn with."""
+    return value == 0 or COLDEST <= value < float("inf")
 
 
 class _ThatFit:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
+from .generation import COLDEST, is_temperature
 from .image_processing_reformer import BYTES, CHANNELS
 
 TASK = "image-completion"
@@ -28,7 +29,7 @@ class ReformerImagePipeline(Pipeline):
             part: as wide as the model's images, and not as high.
         input_data_format: "channels_first" or "channels_last", where an array could be both, as one of 3 rows.
         num_images: of each (1).
-        temperature (1.0; 0: always the likeliest), top_p (1.0: all values): how values are drawn.
+        temperature (1.0; at least 1e-4, or 0: always the likeliest), top_p (1.0: all values): how values are drawn.
         seed: 0 to 2**64 - 1; the generators are afterwards as before. None: they are drawn from.
         num_hashes: rounds of hashing (None: the model's).
         streamer: of transformers' `generate`: gets the first tokens, and then those of each step.
@@ -93,7 +94,7 @@ class ReformerImagePipeline(Pipeline):
 
     def _continued(self, tokens, length, temperature=1.0, top_p=1.0, num_hashes=None, streamer=None):
         """(N, length). Without top_k=0 transformers would draw from the 50 likeliest only."""
-        drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        drawn = {"do_sample": True, "temperature": float(temperature), "top_p": top_p, "top_k": 0}
         how = drawn if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
         if num_hashes is not None:
             how["num_hashes"] = num_hashes
@@ -111,7 +112,7 @@ def check_drawing(num_images=1, temperature=1.0, top_p=1.0, seed=None, num_hashe
     number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
     for name, value, fits, allowed in (
         ("num_images", num_images, lambda v: whole(v) and v >= 1, "a whole number of at least 1"),
-        ("temperature", temperature, lambda v: number(v) and 0 <= v < float("inf"), "a number of at least 0"),
+        ("temperature", temperature, lambda v: number(v) and is_temperature(v), f"0 or a number of at least {COLDEST}"),
         ("top_p", top_p, lambda v: number(v) and 0 < v <= 1, "above 0 and at most 1"),
         ("seed", seed, lambda v: v is None or (whole(v) and 0 <= v < SEEDS), "from 0 to 2**64 - 1, or None"),
         ("num_hashes", num_hashes, lambda v: v is None or (whole(v) and v >= 1), "a whole number of at least 1, or None"),

@@ -14,6 +14,8 @@ from .configuration_checks import PUBLISHED_LAYERS
 from .losses import IGNORED
 from .tracing import readable, tracing
 
+MOST_ROUNDS = 2**16  # of hashing: what no memory holds is no request
+
 # what transformers, its pipelines, collators and peft hand to every model, whether or not it can use them
 PASSED_ALONG = {
     "assistant_tokenizer",
@@ -77,8 +79,9 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, num_hashes, p
         allowed = (shape[0], past + shape[1])
         _check_shape("attention_mask", attention_mask, tuple(attention_mask.shape) == allowed, f"{allowed}")
         _check_mask(attention_mask[:, past:])
-    if num_hashes is not None and (isinstance(num_hashes, bool) or not isinstance(num_hashes, int) or num_hashes < 1):
-        raise ValueError(f"`num_hashes` is {num_hashes!r}, but must be an integer of at least 1.")
+    whole = isinstance(num_hashes, int) and not isinstance(num_hashes, bool)
+    if num_hashes is not None and not (whole and 1 <= num_hashes <= MOST_ROUNDS):
+        raise ValueError(f"`num_hashes` is {num_hashes!r}, but must be an integer from 1 to {MOST_ROUNDS:,}.")
     return shape
 
 

@@ -211,6 +211,12 @@ class EvaluationSettings:
     temperature: Annotated[float, Ge(0)] = 0.8
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
 
+    def __post_init__(self):
+        if 0 < self.temperature < 1e-4:  # logits that are divided by less may overflow
+            raise ValueError(
+                f"evaluation.temperature is {self.temperature}, but must be 0 or a number of at least 0.0001"
+            )
+
 
 FORMATS = {
     "text": TextData,
