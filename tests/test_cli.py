@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from hf_reformer import __version__, cli
 from hf_reformer.cli import terminal, threads
 
-COMMANDS = ["quickstart", "train", "evaluate", "predict", "generate", "convert", "push", "serve"]
+COMMANDS = ["quickstart", "train", "evaluate", "predict", "generate", "demo", "convert", "push", "serve"]
 
 
 class Command:
