@@ -19,7 +19,7 @@ WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || test $(CORES) -gt 1 && echo 
 export DEMO_OUTPUT
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test testpage lint format bench mutants siege audit lowest newest docs clean distclean
+.PHONY: help install demo test testpage lint format bench mutants siege audit lowest newest wheel docs clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -85,6 +85,13 @@ define test_with
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-$(1)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 endef
 
+wheel: $(STAMP) ## build wheel and sdist into dist/, install the wheel into an empty environment and try it
+	rm -rf dist && mkdir dist
+	$(BIN)/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')" > dist/log
+	rm -rf $(VENV)-wheel && $(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd / && "$(CURDIR)/$(VENV)-wheel/bin/python" -I "$(CURDIR)/tests/smoke.py" "$(CURDIR)"/dist/*.whl
+
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
@@ -98,4 +105,4 @@ clean: ## remove what builds and `make demo` leave behind
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the same, and .venv
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-wheel

@@ -54,7 +54,9 @@ class Page:
     def __init__(self, name, model):
         self.name, self.model, self.desk = name, model, Desk()
         self.stops = {}  # of the visitors: an event of their last job
-        with gr.Blocks(title=f"{name} - hf_reformer", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
+        with gr.Blocks(
+            title=f"{name} - hf_reformer", analytics_enabled=False, delete_cache=(3600, 3600)
+        ) as self.blocks:
             config = model.config
             gr.Markdown(
                 f"# {name}\n{sum(p.numel() for p in model.parameters()):,} parameters, {config.maximum_length:,} tokens of "
