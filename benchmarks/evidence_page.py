@@ -1,4 +1,4 @@
-"""Writes docs/does-lsh-help.md and its pictures from the files of `evidence.py`, and nothing else."""
+"""Writes docs/does-lsh-help.md and its pictures from the files of `evidence.py` and `distance.py`, and nothing else."""
 
 import json
 from collections import defaultdict
@@ -54,15 +54,22 @@ def order(key):
 
 
 def table(runs):
-    headings = " | ".join(("last layer in training", "steps", *HEADINGS, "steps to 90 % less loss"))
-    lines = [f"| {headings} |", "|---" * (len(HEADINGS) + 3) + "|"]
+    headings = " | ".join(("last layer in training", "steps", "seeds", *HEADINGS, "steps to 90 % less loss"))
+    lines = [f"| {headings} |", "|---" * (len(HEADINGS) + 4) + "|"]
     for key in sorted(runs, key=order):
         cells = []
         for column in COLUMNS:
             values = [value_of(result["accuracy"], column) for result in runs[key]]
-            cells.append("" if None in values else f"{100 * mean(values):.1f}")
-        lines.append(f"| {label(*key)} | {key[2]:,} | {' | '.join(cells)} | {steps_to_learn(runs[key])} |")
+            cells.append("" if None in values else spread(values))
+        start = f"| {label(*key)} | {key[2]:,} | {len(runs[key])}"
+        lines.append(f"{start} | {' | '.join(cells)} | {steps_to_learn(runs[key])} |")
     return "\n".join(lines)
+
+
+def spread(values):
+    """Mean of the seeds in percent, and from least to most where these differ."""
+    least, most = (f"{100 * extreme(values):.1f}" for extreme in (min, max))
+    return f"{100 * mean(values):.1f}" + f" ({least} to {most})" * (least != most)
 
 
 def steps_to_learn(results_of_seeds):
@@ -82,8 +89,8 @@ def conditions(runs):
     return (
         f"Length {s['length']}, {pairs}{s['symbols']} symbols; {layers}, width {s['width']}, {s['heads']} heads, LSH chunks of "
         f"{s['chunk']}, all weights from a normal of std {s['std']}; {s['batch']} new rows a step, AdamW, "
-        f"learning rate {s['learning_rate']:g} with warm-up and linear decay; seed(s) {', '.join(map(str, seeds))}; 512 "
-        "rows evaluated."
+        f"learning rate {s['learning_rate']:g} with warm-up and linear decay; of the seeds {', '.join(map(str, seeds))} the first "
+        "ones; 512 rows evaluated. Means over the seeds, in brackets from the least to the most."
     )
 
 
@@ -103,9 +110,60 @@ def plot(runs, path):
     pyplot.close(figure)
 
 
+def distance_runs(folder):
+    """{(kind, rounds): [result of each seed]} of `distance.py`."""
+    found = defaultdict(list)
+    for path in sorted(Path(folder).glob("*.json")):
+        result = json.loads(path.read_text())
+        found[result["setting"]["kind"], result["setting"]["rounds"]].append(result)
+    return found
+
+
+def distance_table(runs):
+    """Accuracy over length, by what was trained and how it is run."""
+    lengths = list(next(iter(runs.values()))[0]["accuracy"]["as trained"])
+    headings = " | ".join(f"{int(length):,}" for length in lengths)
+    lines = [f"| last layer in training | run with | seeds | {headings} |", "|---" * (len(lengths) + 3) + "|"]
+    for key in sorted(runs, key=lambda key: order((*key, 0))):
+        for way in runs[key][0]["accuracy"]:
+            cells = [spread([result["accuracy"][way][length] for result in runs[key]]) for length in lengths]
+            lines.append(f"| {label(*key, 0)} | {way} | {len(runs[key])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot_distance(runs, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    for key in sorted(runs, key=lambda key: order((*key, 0))):
+        found = [result["accuracy"]["as trained"] for result in runs[key]]
+        lengths = list(found[0])
+        values = [100 * mean(accuracy[length] for accuracy in found) for length in lengths]
+        axis.plot([int(length) for length in lengths], values, marker="o", label=label(*key, 0).replace("`", ""))
+    axis.axvspan(64, 1024, color="0.93", label="lengths in training")
+    axis.set(xscale="log", xlabel="length of the row, tokens", ylabel="right values, %", ylim=(-3, 103))
+    axis.set_xticks([int(length) for length in lengths], [f"{int(length):,}" for length in lengths], minor=False)
+    axis.legend(fontsize=8)
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
 def write(folder, page=PAGE, answer=""):
-    """The page of all results in the folder."""
-    found, parts = results(folder), [answer]
+    """The page of all results in the folder, and of those of `distance.py` in the folder beside it."""
+    found, parts, far = results(folder), [answer], distance_runs(folder.with_name("distance"))
+    if far:
+        picture = page.with_name("does-lsh-help-distance.png")
+        plot_distance(far, picture)
+        s = next(iter(far.values()))[0]["setting"]
+        parts += [
+            "## Recall over distance",
+            "8 pairs, then fillers and each key once, at places drawn by chance; trained on rows of 64 to 1,024 tokens for "
+            f"{s['steps']:,} steps and tried on longer ones, at least 128 questions each; 2 layers of width 128, LSH chunks of 16, "
+            f"no positions; AdamW, learning rate {s['learning_rate']:g}. `python -m benchmarks.distance`",
+            f"![Right values over the length of the row]({picture.name})",
+            distance_table(far),
+        ]
     for task, title in (("recall", "Associative recall"), ("duplication", "Duplication, 0w0w")):
         if task in found:
             picture = page.with_name(f"does-lsh-help-{task}.png")

@@ -36,6 +36,7 @@ THEIR_LAYERS = ("local", "lsh")
 OURS_ONLY = ("reversible", "activation_budget", "allow_duplicate_attention", "embedding_init", "pooling")
 OURS_ONLY += ("decoder_attn_layers", "decoder_vocab_size", "decoder_max_position_embeddings", "decoder_start_token_id")
 OURS_ONLY += ("share_encoder_decoder_embeddings", "cross_attention_probs_dropout_prob")
+OURS_ONLY += ("use_absolute_position_embeddings", "exact_reversible")
 
 
 def read(path, config, max_length=None):
@@ -122,6 +123,8 @@ def config_for_transformers(config):
     foreign = sorted({kind for kind in config.attn_layers if kind not in THEIR_LAYERS})
     if foreign:
         raise ValueError(f"`attn_layers` holds {foreign}, which transformers' Reformer cannot compute.")
+    if not config.use_absolute_position_embeddings:
+        raise ValueError("`use_absolute_position_embeddings` is False, but transformers' Reformer has positions.")
     if not config.allow_duplicate_attention:
         raise ValueError("`allow_duplicate_attention` is False, which transformers' Reformer cannot compute.")
     if config.pooling not in (None, "first"):

@@ -53,6 +53,8 @@ def _check_counterpart(model_class, config):
     foreign = sorted({kind for kind in config.attn_layers if kind not in WRITABLE})
     if foreign:
         raise ValueError(f"`attn_layers` holds {foreign}, which Trax cannot compute.")
+    if not config.use_absolute_position_embeddings:
+        raise ValueError("`use_absolute_position_embeddings` is False, but Trax's models have positions.")
     if not config.allow_duplicate_attention:
         raise ValueError("`allow_duplicate_attention` is False, which Trax cannot compute.")
     if config.hidden_act not in TRAX_ACTIVATIONS:

@@ -25,7 +25,7 @@ POOLINGS = ("first", "last", "mean")
 EMBEDDING_STARTS = ("balanced", "sinusoidal", "published")
 
 FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "allow_duplicate_attention", "is_encoder_decoder")
-FLAGS += ("share_encoder_decoder_embeddings", "exact_reversible")
+FLAGS += ("share_encoder_decoder_embeddings", "exact_reversible", "use_absolute_position_embeddings")
 # keywords that are no fields, and are read or carried along by transformers
 NO_FIELDS = {
     "attn_implementation",
@@ -108,7 +108,7 @@ def check_model(config):
     check_fields(config)
     if config.is_heterogeneous:
         reject("per_layer_config", "given", "left out: layers differ by `attn_layers` alone")
-    if not config.axial_pos_embds:
+    if not (config.axial_pos_embds and config.use_absolute_position_embeddings):
         return
     shape, dims = config.axial_pos_shape, config.axial_pos_embds_dim
     if len(shape) != len(dims):
@@ -220,7 +220,7 @@ def _check_buckets(config):
 
 
 def _check_axes(config):
-    if config.axial_pos_embds:
+    if config.axial_pos_embds and config.use_absolute_position_embeddings:
         for name in ("axial_pos_shape", "axial_pos_embds_dim"):
             value = getattr(config, name)
             if not isinstance(value, (list, tuple)) or not value or not all(is_int(n) and n >= 1 for n in value):

@@ -68,6 +68,10 @@ class ReformerConfig(PreTrainedConfig):
         axial_pos_shape, axial_pos_embds_dim, max_position_embeddings: left out, they follow from each other and from
             `hidden_size`: a grid of two axes that holds `max_position_embeddings` (4,096) positions, or as many of these
             as the grid given has points.
+        use_absolute_position_embeddings (`bool`): False: words carry no positions, so that nothing of a place enters what is
+            hashed and compared, and a model may read inputs longer than those it was trained on. Layers know the order
+            from what they may see alone; a `local_attn_chunk_length` of 1 gives local layers that see each token and the
+            one before.
         embedding_init (`str` or `None`): how words and positions of a new model start. `"balanced"`: both normal, of size 1,
             as in Trax; `"sinusoidal"`: words of size 1, sinusoids as positions; `"published"`: words with
             `initializer_range` (0.02), positions with `axial_norm_std` (1), under which words are at first noise. `None`:
@@ -146,6 +150,7 @@ class ReformerConfig(PreTrainedConfig):
     activation_budget: float | int = 1024
     exact_reversible: bool = False
     allow_duplicate_attention: bool = True
+    use_absolute_position_embeddings: bool = True
     embedding_init: str | None = None
     pooling: str | None = None
     decoder_attn_layers: list[str] | tuple[str, ...] | None = None
@@ -185,7 +190,12 @@ class ReformerConfig(PreTrainedConfig):
                 setattr(self, name, tuple(getattr(self, name)))
         shape, length = self.axial_pos_shape, self.max_position_embeddings
         if length is None:
-            countable = self.axial_pos_embds and isinstance(shape, tuple) and all(map(is_int, shape))
+            countable = (
+                self.axial_pos_embds
+                and self.use_absolute_position_embeddings
+                and isinstance(shape, tuple)
+                and all(map(is_int, shape))
+            )
             length = self.max_position_embeddings = math.prod(shape) if countable else 4096
         if shape is None and is_int(length) and length > 0:
             inner = 2 ** math.ceil(math.log2(length) / 2)
@@ -264,7 +274,7 @@ class ReformerConfig(PreTrainedConfig):
     @property
     def maximum_length(self) -> int:
         """Longest input in tokens: what the position embeddings cover."""
-        if self.axial_pos_embds:
+        if self.axial_pos_embds and self.use_absolute_position_embeddings:
             return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
         return self.max_position_embeddings
 
@@ -359,7 +369,8 @@ class ReformerConfig(PreTrainedConfig):
         return "; ".join(
             [
                 *parts,
-                f"up to {self.maximum_length:,} tokens",
+                f"up to {self.maximum_length:,} tokens"
+                + ", no positions" * (not self.use_absolute_position_embeddings),
                 REVERSIBLE[self.reversible].format(self.activation_budget),
             ]
         )

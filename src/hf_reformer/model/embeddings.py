@@ -1,4 +1,4 @@
-"""Position embeddings: learned, one vector per position, or axial (paper appendix; Trax `AxialPositionalEncoding`).
+"""Position embeddings: learned, one vector per position, or axial (paper appendix; Trax `AxialPositionalEncoding`); or none.
 
 How words and positions of a new model start (`config.embedding_init`) stands at the end.
 """
@@ -14,18 +14,20 @@ from .dropout import Dropout
 
 
 class ReformerEmbeddings(nn.Module):
-    """Word and position embeddings, added, each with its own dropout: (B, L) -> (B, L, hidden)."""
+    """Word and position embeddings, added, each with its own dropout: (B, L) -> (B, L, hidden). Or words alone."""
 
     def __init__(self, config):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         positions = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
-        self.position_embeddings = positions(config)
+        self.position_embeddings = positions(config) if config.use_absolute_position_embeddings else None
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, position_ids, inputs_embeds=None):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
+        if self.position_embeddings is None:
+            return self.dropout(inputs_embeds)
         if self.training:  # positions drop other features in every example
             position_ids = position_ids.expand(len(inputs_embeds), -1)
         return self.dropout(inputs_embeds) + self.position_embeddings(position_ids)

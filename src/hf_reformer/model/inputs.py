@@ -91,7 +91,9 @@ def check_size(config, name, shape, past=0):
     if batch < 1 or length < 1:
         raise ValueError(f"`{name}` has {batch} rows of {length} tokens, but must have at least one of each.")
     if length > room:
-        fields = "`max_position_embeddings`" + (" and `axial_pos_shape`" if config.axial_pos_embds else "")
+        fields = "`max_position_embeddings`" + (
+            " and `axial_pos_shape`" if config.axial_pos_embds and config.use_absolute_position_embeddings else ""
+        )
         cached = f" beside the {past} in the cache" if past else ""
         raise ValueError(
             f"`{name}` has rows of {length} tokens, but must have at most {room}{cached}: cut them, or build the model with "

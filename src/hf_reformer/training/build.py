@@ -16,7 +16,7 @@ from .machine import has_fast_bfloat16, pick_device
 from .metrics import metrics_of
 from .recipes import MUON, OWN_MODEL_KEYS
 from .resuming import examples_per_step
-from .settings import DuplicationData, ImageData, Recipe, ReversalData
+from .settings import ImageData, Recipe
 from .task import Plan, Task
 from .tasks import MODELS
 from .trainer import RecipeTrainer
@@ -106,7 +106,7 @@ def needed_length(data) -> int:
     """Tokens of the longest input."""
     if isinstance(data, ImageData):
         return 3 * data.size**2
-    return data.length if isinstance(data, (DuplicationData, ReversalData)) else data.context
+    return data.length if hasattr(data, "length") else data.context
 
 
 def model_config(recipe: Recipe, vocab_size: int | None = None, from_data: dict | None = None) -> ReformerConfig:

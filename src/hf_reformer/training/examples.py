@@ -136,6 +136,24 @@ def reversal_example(length: int, symbols: int, random: np.random.Generator) -> 
     return {"input_ids": ids, "labels": ids.flip(0)}
 
 
+def recall_example(length: int, data, dense: bool, random: np.random.Generator) -> dict:
+    """Pairs of a key and its value, then fillers or, where it is `dense`, keys; the label of a key that asks is its value."""
+    half, rest = data.symbols // 2, length - 2 * data.pairs
+    keys = 1 + random.permutation(half)[: data.pairs]
+    values = 1 + half + random.permutation(half)[: data.pairs]
+    ids = np.empty(length, dtype=np.int64)
+    ids[: 2 * data.pairs] = np.stack([keys, values], 1).ravel()
+    asked = random.integers(data.pairs, size=rest) if dense else random.permutation(data.pairs)
+    places = np.arange(rest) if dense else random.permutation(rest)[: data.pairs]
+    ids[2 * data.pairs :] = 1 + data.symbols + random.integers(data.fillers, size=rest)
+    ids[2 * data.pairs + places] = keys[asked]
+    labels = np.full(length, IGNORED, dtype=np.int64)
+    labels[2 * data.pairs + places] = values[asked]
+    labels[1:] = labels[:-1].copy()  # a causal model's labels are shifted: the value is what would come after its key
+    labels[0] = IGNORED
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
 def collate(rows: list[dict], pad: int = 0) -> dict[str, torch.Tensor]:
     """Rows of one batch as tensors (B, L), padded on the right where their lengths differ, with a mask then."""
     lengths = [len(row["input_ids"]) for row in rows]

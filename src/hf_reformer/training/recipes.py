@@ -51,7 +51,7 @@ TRAINING_LIMITS = {
 }
 MUON = "muon"
 WORDS = ("standard-library", "byte", "bpe", "byte-bpe")  # values of keys that otherwise name files
-DRAWN = ("duplication", "reversal")  # formats whose inputs have one length
+DRAWN = ("duplication", "reversal", "recall")  # formats whose inputs have one length
 PATHS = {"data": ("files", "evaluation_files", "dataset", "tokenizer"), "model": ("pretrained",)}
 Change = str | tuple[str, str, object]
 

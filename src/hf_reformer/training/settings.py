@@ -139,6 +139,41 @@ class DuplicationData:
 
 
 @dataclass(frozen=True)
+class RecallData:
+    """Associative recall: `pairs` keys, each with its value, then fillers, and among them, at places drawn by chance, each key
+    once; the loss is over the values that belong there (Zoology's MQAR). `length` tokens; keys are the lower half of `symbols`.
+
+    `training_lengths`: in training the length changes from step to step. `repeated`: for this share of the steps rows have the
+    first of these lengths, and keys in place of fillers; a question that is asked often is learned sooner.
+    """
+
+    length: Annotated[int, Ge(8)] = 1024
+    pairs: Positive = 8
+    symbols: Annotated[int, Ge(4)] = 64
+    fillers: Positive = 64
+    training_lengths: list[int] | None = None
+    repeated: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    def __post_init__(self):
+        if self.symbols % 2 or self.symbols < 2 * self.pairs:
+            raise ValueError(
+                f"data.symbols is {self.symbols}, but must be even and at least {2 * self.pairs}, twice data.pairs"
+            )
+        for name in ("length", "training_lengths"):
+            for length in [self.length] if name == "length" else self.training_lengths or []:
+                if length < 3 * self.pairs or (name != "length" and length > self.length):
+                    raise ValueError(
+                        f"data.{name} has {length}, but must be at least {3 * self.pairs}, for data.pairs and as many questions"
+                        + f", and at most data.length {self.length}" * (name != "length")
+                    )
+
+    @property
+    def vocab_size(self) -> int:
+        """0 is no token of the task; then symbols, then fillers."""
+        return 1 + self.symbols + self.fillers
+
+
+@dataclass(frozen=True)
 class RowData(Tokenised):
     """Rows of a batch are padded to the longest, or to the next multiple of `pad_to_multiple_of`.
 
@@ -227,9 +262,10 @@ FORMATS = {
     "tags": TagData,
     "pairs": PairData,
     "reversal": ReversalData,
+    "recall": RecallData,
 }
 TASK_FORMATS = {
-    "causal-lm": ("text", "images", "duplication"),
+    "causal-lm": ("text", "images", "duplication", "recall"),
     "masked-lm": ("text",),
     "classification": ("classification",),
     "question-answering": ("questions",),

@@ -10,7 +10,7 @@ from .images import Images, processor_of, read_images
 from .metrics import copy_summary, language_summary, language_windows, sequence_summary, token_statistics
 from .row_formats import FORMATS, RowFormat
 from .rows import read_rows
-from .settings import DuplicationData, ImageData, Recipe, ReversalData
+from .settings import DuplicationData, ImageData, RecallData, Recipe, ReversalData
 from .sources import fingerprint_of
 from .task import Plan, Task, prompts_of
 from .text_tasks import streamed_task, text_task
@@ -38,6 +38,8 @@ def build_task(recipe: Recipe, plan: Plan, tokenizer=None) -> Task:
         return duplication_task(recipe, plan)
     if isinstance(data, ReversalData):
         return reversal_task(recipe, plan)
+    if isinstance(data, RecallData):
+        return recall_task(recipe, plan)
     if isinstance(data, ImageData):
         return image_task(recipe, plan)
     if recipe.task in ("causal-lm", "masked-lm"):
@@ -82,6 +84,40 @@ def reversal_task(recipe: Recipe, plan: Plan) -> Task:
         recipe, plan, "reversal", ex.reversal_example, statistics=token_statistics, summary=sequence_summary,
         description=f"{recipe.data.length} symbols to be written from the last to the first, drawn anew for every step",
     )  # fmt: skip
+
+
+class RecallRows:
+    """Rows of associative recall; in training those of one step have one length."""
+
+    def __init__(self, data, plan: Plan):
+        self.data, self.plan = data, plan
+
+    def training(self, index: int) -> dict:
+        step, lengths = index // self.plan.per_step, self.data.training_lengths or [self.data.length]
+        dense = step < self.data.repeated * self.plan.steps
+        length = lengths[0] if dense else lengths[step % len(lengths)]
+        return ex.recall_example(length, self.data, dense, ex.generator(self.plan.seed, ex.TRAINING, index))
+
+    def evaluation(self, index: int) -> dict:
+        return ex.recall_example(self.data.length, self.data, False, ex.generator(self.plan.seed, ex.EVALUATION, index))
+
+
+def recall_task(recipe: Recipe, plan: Plan) -> Task:
+    data, rows = recipe.data, RecallRows(recipe.data, plan)
+    name = f"recall-{data.length}-{data.pairs}-{data.symbols}-{data.fillers}"
+    lengths = data.training_lengths or [data.length]
+    return Task(
+        training=ex.Examples(plan.examples, rows.training),
+        evaluation=ex.Examples(recipe.evaluation.examples or EVALUATION_DRAWN, rows.evaluation),
+        statistics=partial(token_statistics, causal=True),
+        summary=copy_summary,
+        predictions=partial(language_windows, row_bytes=None),
+        fingerprint=f"{name}-{lengths}-{data.repeated}",
+        held_out_fingerprint=f"{name}-{plan.seed}",
+        vocab_size=data.vocab_size,
+        description=f"{data.pairs} keys with values and a question for each among {data.length:,} tokens, drawn anew for every "
+        f"step; in training rows of {', '.join(f'{length:,}' for length in lengths)} tokens",
+    )
 
 
 class ImageRows:
