@@ -43,45 +43,36 @@ def rows(length, generator, dense=False):
 
 
 def config_of(kind, rounds, length):
-    shape = 2 ** (length.bit_length() // 2)
     last = {"none": "strict_local"}.get(kind, kind)
     return ReformerConfig(
         attn_layers=["strict_local", last], num_hashes=rounds, hidden_size=WIDTH, feed_forward_size=2 * WIDTH,
         num_attention_heads=2, attention_head_size=WIDTH // 2, vocab_size=1 + SYMBOLS + FILLERS, is_decoder=True,
         eos_token_id=None, local_attn_chunk_length=1, local_num_chunks_before=CHUNK if kind == "none" else 1,
-        lsh_attn_chunk_length=CHUNK, max_position_embeddings=length, axial_pos_shape=[shape, -(-length // shape)],
-        axial_pos_embds_dim=[WIDTH // 2] * 2, axial_norm_std=0.0, hidden_dropout_prob=0.0,
-        local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6,
+        lsh_attn_chunk_length=CHUNK, max_position_embeddings=length, use_absolute_position_embeddings=False,
+        hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6,
         embedding_init="published", initializer_range=STD, reversible="auto", use_cache=False,
     )  # fmt: skip
 
 
 class Family:
-    """Models for several kinds, rounds and lengths, all on the same parameters; their positions are 0 and stay so."""
+    """Models for several kinds, rounds and lengths, all on the same parameters, of which none is of a length."""
 
     def __init__(self, kind):
-        self.first = self.frozen(ReformerForCausalLM(config_of(kind, 1, LENGTHS[0])))
+        self.first = ReformerForCausalLM(config_of(kind, 1, LENGTHS[0]))
         self.members, self.kind = {}, kind
 
     def parameters(self):
-        return [parameter for parameter in self.first.parameters() if parameter.requires_grad]
+        return list(self.first.parameters())
 
     def member(self, rounds, length, kind=None):
         key = (kind or self.kind, rounds, length)
         if key not in self.members:
-            other, own = self.frozen(ReformerForCausalLM(config_of(*key))), dict(self.first.named_parameters())
-            for name, parameter in list(other.named_parameters()):
-                if parameter.requires_grad:
-                    owner, _, leaf = name.rpartition(".")
-                    setattr(other.get_submodule(owner), leaf, own[name])
+            other, own = ReformerForCausalLM(config_of(*key)), dict(self.first.named_parameters())
+            for name, _ in list(other.named_parameters()):
+                owner, _, leaf = name.rpartition(".")
+                setattr(other.get_submodule(owner), leaf, own[name])
             self.members[key] = other.train()
         return self.members[key]
-
-    @staticmethod
-    def frozen(model):
-        for parameter in model.reformer.embeddings.position_embeddings.parameters():
-            parameter.requires_grad_(False)
-        return model
 
 
 def train(kind, rounds, steps, rate, seed):

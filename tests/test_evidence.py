@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import evidence, evidence_page
+from benchmarks import distance, evidence, evidence_page
 from benchmarks.evidence import Setting
 
 TINY = {"length": 16, "pairs": 2, "symbols": 8, "steps": 3, "batch": 64, "width": 16, "heads": 2, "chunk": 4}
@@ -83,3 +83,45 @@ def test_zeroing_a_layer_gives_its_weights_back():
     before = {name: p.clone() for name, p in model.state_dict().items()}
     evidence.evaluations(model, setting)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+# --- recall over distance -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_question_is_asked_where_its_key_stands(dense):
+    ids, labels = distance.rows(64, torch.Generator().manual_seed(0), dense)
+    assert ids.shape == labels.shape == (64, 64)
+    for row, asked in zip(ids.tolist(), labels.tolist(), strict=True):
+        pairs = dict(zip(row[0:16:2], row[1:16:2], strict=True))
+        places = [place for place in range(64) if asked[place] != -100]
+        assert len(pairs) == 8 and [asked[p] for p in places] == [pairs[row[p]] for p in places]
+        assert places == list(range(16, 64)) if dense else sorted(row[p] for p in places) == sorted(pairs)
+        assert dense or all(row[p] > 64 for p in set(range(16, 64)) - set(places))
+
+
+def test_a_family_has_one_set_of_parameters_and_no_positions():
+    family = distance.Family("strict_lsh")
+    long = family.member(4, 1024)
+    assert long.config.maximum_length == 1024 and long.config.num_hashes == 4
+    assert {id(p) for p in long.parameters()} == {id(p) for p in family.parameters()}
+    assert family.member(4, 1024) is long
+
+
+def test_the_distances_stand_in_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distance, "LENGTHS", (32, 64))
+    monkeypatch.setattr(distance, "EVALUATED", (32, 128))
+    for kind in ("strict_lsh", "none"):
+        distance.main(["--kind", kind, "--steps", "4", "--rounds", "2", "--output", str(tmp_path / "distance")])
+    results = sorted((tmp_path / "distance").glob("*.json"))
+    assert [path.stem for path in results] == ["none-2-4-0", "strict_lsh-2-4-0"]
+    accuracy = json.loads(results[1].read_text())["accuracy"]
+    assert list(accuracy) == ["as trained", *(f"{r} rounds" for r in (1, 2, 4, 8, 16)), "full_shared_qk"]
+    assert accuracy["as trained"] == accuracy["2 rounds"]
+    evidence_page.write(tmp_path / "evidence", tmp_path / "page.md", "# Answer")
+    page = (tmp_path / "page.md").read_text()
+    assert (
+        "| none (a second local layer) | as trained | 1 |" in page
+        and "| `strict_lsh`, 2 rounds | 16 rounds | 1 |" in page
+    )
+    assert (tmp_path / "does-lsh-help-distance.png").stat().st_size > 1000

@@ -15,7 +15,7 @@ from hf_reformer.training import examples, images, metrics, text_tasks
 from hf_reformer.training.corpus import Stream, joined
 from hf_reformer.training.data_order import DataOrder, _digest
 from hf_reformer.training.recipes import load_recipe, recipe_names
-from hf_reformer.training.settings import ImageData, TextData
+from hf_reformer.training.settings import ImageData, RecallData, TextData
 from hf_reformer.training.task import Plan
 from hf_reformer.training.tasks import build_task
 from hf_reformer.training.text_tasks import MaskedWindows, PackedWindows, RandomWindows, StreamedWindows, WholeText
@@ -178,6 +178,49 @@ def test_duplication_is_evaluated_on_other_sequences_than_it_trains_on():
     task = build_task(load_recipe("duplication", smoke=True), Plan(steps=8, per_step=8, seed=0))
     trained = {tuple(ids_of(task.training[i])) for i in range(64)}
     assert not trained & {tuple(ids_of(task.evaluation[i])) for i in range(64)}
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_recall_asks_for_the_value_of_each_key_where_the_model_predicts_what_comes_next(dense):
+    data = RecallData(length=50, pairs=3, symbols=12, fillers=5)
+    for seed in range(20):
+        made = examples.recall_example(50, data, dense, examples.generator(seed))
+        ids, labels = made["input_ids"].tolist(), made["labels"].tolist()
+        pairs = dict(zip(ids[0:6:2], ids[1:6:2], strict=True))
+        assert len(pairs) == 3 and all(1 <= key <= 6 < value <= 12 for key, value in pairs.items())
+        asked = {place: label for place, label in enumerate(labels) if label != -100}
+        assert all(label == pairs[ids[place - 1]] for place, label in asked.items())
+        questions = [place for place in range(6, 49) if ids[place] <= 6]
+        assert [place - 1 for place in asked] == questions
+        assert len(questions) == 43 if dense else all(13 <= ids[p] <= 17 for p in set(range(6, 49)) - set(questions))
+        assert dense or sorted(ids[p] for p in [*questions, *[49] * (ids[49] <= 6)]) == sorted(pairs)
+
+
+def test_the_length_of_recall_changes_from_step_to_step_and_not_within_one():
+    changes = ["data.training_lengths=[16, 24, 32]", "data.repeated=0.25", "data.length=64"]
+    task = build_task(load_recipe("recall", changes, smoke=True), Plan(steps=8, per_step=3, seed=0))
+    assert [len(task.training[i]["input_ids"]) for i in range(24)] == [
+        length for length in (16, 16, 32, 16, 24, 32, 16, 24) for _ in range(3)
+    ]
+    fillers = [int((task.training[3 * step]["input_ids"] > 8).sum()) for step in range(8)]
+    assert fillers[:2] == [0, 0] and all(fillers[2:])
+    assert {len(task.evaluation[i]["input_ids"]) for i in range(32)} == {64}
+    assert task.training[7]["input_ids"].tolist() != task.training[6]["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"symbols": 15}, "data.symbols is 15, but must be even and at least 16"),
+        ({"symbols": 14}, "data.symbols is 14, but must be even and at least 16"),
+        ({"length": 23}, "data.length has 23, but must be at least 24"),
+        ({"training_lengths": [64, 23]}, "data.training_lengths has 23, but must be at least 24"),
+        ({"training_lengths": [64, 2048]}, "data.training_lengths has 2048, but .* at most data.length 1024"),
+    ],
+)
+def test_recall_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RecallData(**changes)
 
 
 def test_rows_of_different_lengths_are_padded_with_a_mask():
