@@ -3,6 +3,7 @@
 HF_ENDPOINT, HF_HOME and HF_TOKEN are in the environment.
 """
 
+import inspect
 import json
 import tempfile
 
@@ -41,6 +42,10 @@ def push():
     model.push_to_hub(REPOSITORY, max_shard_size="20KB", private=True)
     ReformerByteTokenizer(model_max_length=221).push_to_hub(REPOSITORY)
     card = ModelCard("---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n# Strict\n")
+    if "ENDPOINT" not in inspect.getsource(
+        ModelCard.validate
+    ):  # before 2.4 it asks huggingface.co, whatever the endpoint is
+        card.validate = lambda repo_type=None: None
     card.push_to_hub(REPOSITORY)
     api = HfApi()
     api.create_tag(REPOSITORY, tag="v1")
