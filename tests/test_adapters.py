@@ -55,7 +55,12 @@ def test_an_entry_of_pefts_own_wins(fresh_table, monkeypatch):
 
 def test_add_adapter_of_transformers_needs_no_targets_either(fresh_table):
     model = build(tiny_config(LAYERS))
-    model.add_adapter(peft.LoraConfig(r=2))
+    try:
+        model.add_adapter(peft.LoraConfig(r=2))
+    except ValueError as error:
+        if "PEFT you are using is not compatible" not in str(error):
+            raise
+        pytest.skip("this transformers asks for a newer peft")
     assert any("query_key.lora_A" in name for name, _ in model.named_parameters())
 
 
