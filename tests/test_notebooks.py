@@ -28,7 +28,12 @@ def numbers(text, pattern):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["01_illustrated_lsh", "02_reversible_layers", "07_images"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_illustrated_lsh",
+        "02_reversible_layers",
+        "04_does_lsh_help",
+        "07_images",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -60,6 +65,15 @@ def test_reversible_layers_keep_the_same_at_any_depth_and_refuse_what_cannot_be_
     assert reversible < 1.05 and 5 < ordinary < 7
     assert numbers(text, r"relative difference: (\S+)")[0] < 1e-12
     assert "encoder.layers[1] did not give what it gave in forward" in text
+
+
+def test_hashing_finds_the_answers_as_often_as_is_said():
+    path = FOLDER / "04_does_lsh_help.ipynb"
+    text = printed(executed(path))
+    said = numbers(nbformat.read(path, as_version=4).cells[0].source, r"gives ([\d.]+) ± 2 %.*?and ([\d.]+) ± 2 %")
+    assert numbers(text, r"4 rounds ([\d.]+) %, 8 rounds ([\d.]+) %") == pytest.approx(said, abs=2)
+    _, answer, places = re.search(r"stands at (\d+), its answer \d+ at (\d+); .* places \[(.*)\]", text).groups()
+    assert answer in places.split(", ")
 
 
 def test_images_cost_what_the_first_cell_says_and_are_completed():

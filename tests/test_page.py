@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import time
+import types
 from html import unescape
 
 import pytest
@@ -244,6 +245,21 @@ def test_a_second_visitor_waits_and_is_told_so_and_a_stop_frees_the_desk(served_
     assert plain(short.result(timeout=60)[1]).startswith("2 new tokens")
     stopped = int(re.match(r"(\d+) new tokens", plain(long.result(timeout=60)[1]))[1])
     assert 0 < stopped < 200
+
+
+def test_a_stop_ends_all_jobs_of_the_visitor_and_of_nobody_else(served_page):
+    desk = page.Page.serve
+    jobs = lambda report: [report(time.sleep(0.01)) for _ in range(3000)]
+    one, other = types.SimpleNamespace(session_hash="one"), types.SimpleNamespace(session_hash="other")
+    running = [desk(served_page, jobs, visitor) for visitor in (one, one, other)]
+    for job in running:
+        next(job)
+    served_page.stop(one)
+    assert len(list(running[0])) < 100 and len(list(running[1])) < 100
+    next(running[2])
+    served_page.stop(other)
+    list(running[2])
+    assert not served_page.desk.line
 
 
 def test_a_token_that_was_written_can_be_looked_at(served_page, checkpoint):

@@ -11,10 +11,12 @@ import hf_reformer
 from hf_reformer.auto import SHIPPED, shipped
 from hf_reformer.training import verify_card
 from hf_reformer.training.cards import without_folders
+from hf_reformer.training.examples import generator, recall_example
+from hf_reformer.training.settings import RecallData
 
 
 def test_these_ship():
-    assert shipped() == ["emoji-16", "reversal", "text-16k"]
+    assert shipped() == ["emoji-16", "recall", "reversal", "text-16k"]
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 40 * 2**20
 
 
@@ -29,7 +31,7 @@ def test_each_is_whole_and_has_its_card_among_the_model_cards(name):
         "recipe.yaml",
         "run.json",
     }
-    assert name == "reversal" or files & {"tokenizer_config.json", "preprocessor_config.json"}
+    assert name in ("recall", "reversal") or files & {"tokenizer_config.json", "preprocessor_config.json"}
     for path in (
         folder / "README.md",
         folder / "recipe.yaml",
@@ -77,6 +79,22 @@ def test_reversal_writes_512_symbols_backwards_and_its_card_is_true():
     assert all(agrees for *_, agrees in verified), verified
 
 
+def test_recall_finds_the_answers_among_far_more_tokens_than_it_was_trained_on_and_its_card_is_true():
+    """8 rows of 16,384 tokens, 64 questions; it was trained on at most 512 tokens."""
+    folder = hf_reformer.pretrained("recall")
+    model = AutoModelForCausalLM.from_pretrained(folder, max_position_embeddings=16_384).eval()
+    data, right = RecallData(length=16_384), 0
+    for seed in range(8):
+        row = recall_example(data.length, data, False, generator(seed))
+        with torch.no_grad():
+            guesses = model(row["input_ids"][None], num_hashes=8).logits[0, :-1].argmax(-1)
+        right += int((guesses == row["labels"][1:]).sum())
+    assert right >= 62
+    verified = verify_card.verify(folder)
+    assert {name for name, *_ in verified} == {"loss", "accuracy"}
+    assert all(agrees for *_, agrees in verified), verified
+
+
 def test_other_names_are_refused():
-    with pytest.raises(ValueError, match="must be one of emoji-16, reversal, text-16k"):
+    with pytest.raises(ValueError, match="must be one of emoji-16, recall, reversal, text-16k"):
         hf_reformer.pretrained("text-32k")

@@ -53,7 +53,7 @@ class Page:
 
     def __init__(self, name, model):
         self.name, self.model, self.desk = name, model, Desk()
-        self.stops = {}  # of the visitors: an event of their last job
+        self.stops = {}  # of the visitors: an event of each of their jobs
         with gr.Blocks(
             title=f"{name} - hf_reformer", analytics_enabled=False, delete_cache=(3600, 3600)
         ) as self.blocks:
@@ -75,20 +75,21 @@ class Page:
         return address
 
     def stop(self, request: gr.Request):
-        """Ends the visitor's job, or takes it out of the line; also when the page is closed."""
-        if event := self.stops.pop(request.session_hash, None):
+        """Ends the visitor's jobs, or takes them out of the line; also when the page is closed."""
+        for event in self.stops.pop(request.session_hash, ()):
             event.set()
 
     def serve(self, job, request):
         """Yields what a job reports; its errors are shown on the page."""
-        stop = self.stops[request.session_hash] = threading.Event()
+        stop = threading.Event()
+        self.stops.setdefault(request.session_hash, []).append(stop)
         try:
             yield from self.desk.serve(job, stop)
         except Exception as error:
             raise shown(error) from error
         finally:
-            if self.stops.get(request.session_hash) is stop:
-                del self.stops[request.session_hash]
+            if stop in (own := self.stops.get(request.session_hash, [])):
+                own.remove(stop)
 
 
 def shown(error: Exception) -> gr.Error:
