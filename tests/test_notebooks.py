@@ -71,7 +71,7 @@ def test_hashing_finds_the_answers_as_often_as_is_said():
     path = FOLDER / "04_does_lsh_help.ipynb"
     text = printed(executed(path))
     said = numbers(nbformat.read(path, as_version=4).cells[0].source, r"gives ([\d.]+) ± 2 %.*?and ([\d.]+) ± 2 %")
-    assert numbers(text, r"4 rounds ([\d.]+) %, 8 rounds ([\d.]+) %") == pytest.approx(said, abs=2)
+    assert numbers(text, r"4 rounds ([\d.]+) %, 16 rounds ([\d.]+) %") == pytest.approx(said, abs=2)
     _, answer, places = re.search(r"stands at (\d+), its answer \d+ at (\d+); .* places \[(.*)\]", text).groups()
     assert answer in places.split(", ")
 
