@@ -6,7 +6,7 @@
 The corpus is what every Python brings along: the modules of its standard library, without tests, generated tables and
 character sets. A document is the beginning of a module, at least 4,096 bytes and at most `--length`; the query is a passage of
 512 bytes out of the rest of it. A quarter of the modules is held out: the figures are of these alone, one query each, every
-document among the candidates. Training pairs are cut at random out of the other modules.
+document among the candidates. Training pairs, both sides 512 bytes, are cut at random out of the other modules.
 
 TF-IDF is of byte 3- to 5-grams, as scikit-learn counts them; it is fitted to the held-out documents, without any training.
 """
@@ -78,19 +78,22 @@ def recall(queries, documents):
 
 
 def encoder(length, width, folder):
-    """A SentenceTransformer of a new Reformer, read from a folder. Its states are 2 * hidden_size wide: two streams."""
+    """A SentenceTransformer of a new Reformer, read from a folder. Its states are 2 * hidden_size wide: two streams.
+
+    The coarse axis of its positions is 0 and stays so: a byte knows its place within its stretch of some hundred alone, and what is
+    learned on short pieces holds in long documents.
+    """
     config = ReformerConfig.for_bytes(
-        length,
-        "tiny",
-        is_decoder=False,
-        hidden_size=width,
-        num_attention_heads=1,
-        feed_forward_size=2 * width,
-        num_hashes=1,
-    )
-    ReformerModel(config).save_pretrained(folder)
+        length, "tiny", is_decoder=False, hidden_size=width, num_attention_heads=1, feed_forward_size=2 * width, num_hashes=1,
+        hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = ReformerModel(config)
+    model.embeddings.position_embeddings.weights[0].data.zero_()  # the coarse axis
+    model.save_pretrained(folder)
     ReformerByteTokenizer(model_max_length=length).save_pretrained(folder)
-    return SentenceTransformer(modules=[Transformer(folder), Pooling(2 * config.hidden_size, "mean")], device="cpu")
+    modules = [Transformer(folder), Pooling(2 * config.hidden_size, "mean")]
+    modules[0].model.embeddings.position_embeddings.weights[0].requires_grad_(False)
+    return SentenceTransformer(modules=modules, device="cpu")
 
 
 def evaluate(model, pairs):
@@ -102,11 +105,12 @@ def evaluate(model, pairs):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__.splitlines()[0])
-    parser.add_argument("--length", type=int, default=4_096, help="longest document in bytes")
+    parser.add_argument("--length", type=int, default=16_384, help="longest document in bytes")
+    parser.add_argument("--piece", type=int, default=512, help="bytes of what stands for a document in training")
     parser.add_argument("--width", type=int, default=64, help="hidden_size")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
@@ -114,7 +118,7 @@ def main(argv=None):
     held_out, training = modules(args.seed)
     chance = random.Random(args.seed)
     pairs = [pair(text, args.length, chance, at_random=False) for text in held_out]
-    rows = [pair(chance.choice(training), args.length, chance, at_random=True) for _ in range(args.steps * args.batch)]
+    rows = [pair(chance.choice(training), args.piece, chance, at_random=True) for _ in range(args.steps * args.batch)]
     counted = TfidfVectorizer(analyzer="char", ngram_range=(3, 5), lowercase=False, sublinear_tf=True)
     documents = counted.fit_transform(document for _, document in pairs)
     queries = counted.transform(query for query, _ in pairs)
