@@ -27,6 +27,7 @@ MARKDOWN = [
 ELSEWHERE = {
     "docs/guides/fine-tuning.md"
 }  # its first blocks are run, and what they learn is looked at, in test_readme_examples
+NEEDS = {"docs/guides/embeddings.md": "sentence_transformers", "docs/guides/evaluation-tools.md": "trl"}
 
 
 def blocks(path):
@@ -62,6 +63,8 @@ def run_page(path, folder, monkeypatch, skip=0):
     "page", [name for name, path in PAGES.items() if any(examples(path)) and name not in ELSEWHERE]
 )
 def test_the_examples_of_a_page_run_from_top_to_bottom_and_print_what_it_says(page, tmp_path, monkeypatch):
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     names = run_page(PAGES[page], tmp_path, monkeypatch)
     if page == "docs/guides/long-documents.md":
         assert names["right"] >= 9  # of 12, by chance 6
