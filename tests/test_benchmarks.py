@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import benchmarks
-from benchmarks import gpu, gpu_counts, house, turns
+from benchmarks import gpu, gpu_counts, house, over_time, turns
 from benchmarks.__main__ import main, read_results
 from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
@@ -258,3 +258,17 @@ def test_runs_take_turns_in_processes_that_stay(capfd):
     rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()[2:]]
     assert [row[0].strip().partition("{")[2] for row in rows] == ['"length": 256}`', '"length": 256, "strict": true}`']
     assert all(float(number) > 0 for row in rows for number in row[1:]) and float(rows[0][3]) == 1
+
+
+@pytest.mark.parametrize("name", over_time.MODELS)
+def test_a_model_is_measured_as_time_goes_by(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(over_time, "BYTES", 512)
+    monkeypatch.setattr(over_time, "HELD_OUT", 512)
+    monkeypatch.setattr(over_time, "PICTURE", tmp_path / "over-time.png")
+    over_time.main([name, "--context", "256", "--minutes", "0.01", "--output", str(tmp_path)])
+    result = json.loads((tmp_path / f"{name}-256.json").read_text())
+    seconds, steps, bits = zip(*result["curve"], strict=True)
+    assert seconds[0] == steps[0] == 0 and seconds[-1] >= 0.6 and list(steps) == sorted(steps) and steps[-1] >= 1
+    assert 7 < bits[0] < 9.5 and all(b > 0 for b in bits)
+    over_time.main(["page", "--output", str(tmp_path)])
+    assert over_time.PICTURE.stat().st_size > 1000
