@@ -49,6 +49,7 @@ BAD_CONFIGURATIONS = {
     "unknown start": (LOCAL, {"embedding_init": "normal"}, "embedding_init", "normal"),
     "spread of positions that is not used": (STRICT_LSH, {"embedding_init": "balanced"}, "axial_norm_std", 0.5),
     "no hash rounds": (LSH, {"num_hashes": 0}, "num_hashes", 0),
+    "more hash rounds than any memory holds": (LSH, {"num_hashes": 2**63}, "num_hashes", 2**63),
     "half a hash round": (LSH, {"num_hashes": 1.5}, "num_hashes", 1.5),
     "no chunk length": (LSH, {"lsh_attn_chunk_length": None}, "lsh_attn_chunk_length", None),
     "chunk length of zero": (LSH, {"lsh_attn_chunk_length": 0}, "lsh_attn_chunk_length", 0),

@@ -24,6 +24,7 @@ ATTN_LAYERS = ["local", "lsh", "strict_local", "strict_lsh", "full", "full_share
 POOLINGS = ("first", "last", "mean")
 EMBEDDING_STARTS = ("balanced", "sinusoidal", "published")
 
+MOST_ROUNDS = 2**16  # of hashing: what no memory holds is no request
 FLAGS = ("axial_pos_embds", "is_decoder", "use_cache", "allow_duplicate_attention", "is_encoder_decoder")
 FLAGS += ("share_encoder_decoder_embeddings", "exact_reversible", "use_absolute_position_embeddings")
 # keywords that are no fields, and are read or carried along by transformers
@@ -108,7 +109,7 @@ def check_model(config):
     check_fields(config)
     if config.is_heterogeneous:
         reject("per_layer_config", "given", "left out: layers differ by `attn_layers` alone")
-    if not (config.axial_pos_embds and config.use_absolute_position_embeddings):
+    if not config.has_axial_positions:
         return
     shape, dims = config.axial_pos_shape, config.axial_pos_embds_dim
     if len(shape) != len(dims):
@@ -154,6 +155,8 @@ def _check_sizes(config):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf:
             reject(name, value, "a finite number of at least 0")
+    if config.num_hashes > MOST_ROUNDS:
+        reject("num_hashes", config.num_hashes, f"an integer from 1 to {MOST_ROUNDS:,}")
     if config.hash_seed is not None and (not is_int(config.hash_seed) or not 0 <= config.hash_seed < 2**63):
         reject("hash_seed", config.hash_seed, "an integer from 0 to 2**63 - 1, or None")
 
@@ -220,7 +223,7 @@ def _check_buckets(config):
 
 
 def _check_axes(config):
-    if config.axial_pos_embds and config.use_absolute_position_embeddings:
+    if config.has_axial_positions:
         for name in ("axial_pos_shape", "axial_pos_embds_dim"):
             value = getattr(config, name)
             if not isinstance(value, (list, tuple)) or not value or not all(is_int(n) and n >= 1 for n in value):

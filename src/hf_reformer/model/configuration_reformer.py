@@ -190,12 +190,7 @@ class ReformerConfig(PreTrainedConfig):
                 setattr(self, name, tuple(getattr(self, name)))
         shape, length = self.axial_pos_shape, self.max_position_embeddings
         if length is None:
-            countable = (
-                self.axial_pos_embds
-                and self.use_absolute_position_embeddings
-                and isinstance(shape, tuple)
-                and all(map(is_int, shape))
-            )
+            countable = self.has_axial_positions and isinstance(shape, tuple) and all(map(is_int, shape))
             length = self.max_position_embeddings = math.prod(shape) if countable else 4096
         if shape is None and is_int(length) and length > 0:
             inner = 2 ** math.ceil(math.log2(length) / 2)
@@ -206,7 +201,7 @@ class ReformerConfig(PreTrainedConfig):
             )  # of two axes, the inner tells more apart
             self.axial_pos_embds_dim = (first,) * (len(shape) - 1) + (self.hidden_size - first * (len(shape) - 1),)
 
-        if from_file and self.axial_pos_embds and not self.uses(*PUBLISHED_LAYERS):
+        if from_file and self.has_axial_positions and not self.uses(*PUBLISHED_LAYERS):
             # until 0.1 it could be larger than the grid, without effect
             self.max_position_embeddings = self.maximum_length
 
@@ -272,9 +267,14 @@ class ReformerConfig(PreTrainedConfig):
     # --- what is derived from the fields ---------------------------------------------------------------------------
 
     @property
+    def has_axial_positions(self) -> bool:
+        """Whether positions are points of a grid; else they are rows of a table, or there are none."""
+        return self.axial_pos_embds and self.use_absolute_position_embeddings
+
+    @property
     def maximum_length(self) -> int:
         """Longest input in tokens: what the position embeddings cover."""
-        if self.axial_pos_embds and self.use_absolute_position_embeddings:
+        if self.has_axial_positions:
             return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
         return self.max_position_embeddings
 

@@ -10,11 +10,9 @@ import inspect
 
 import torch
 
-from .configuration_checks import PUBLISHED_LAYERS
+from .configuration_checks import MOST_ROUNDS, PUBLISHED_LAYERS
 from .losses import IGNORED
 from .tracing import readable, tracing
-
-MOST_ROUNDS = 2**16  # of hashing: what no memory holds is no request
 
 # what transformers, its pipelines, collators and peft hand to every model, whether or not it can use them
 PASSED_ALONG = {
@@ -91,9 +89,7 @@ def check_size(config, name, shape, past=0):
     if batch < 1 or length < 1:
         raise ValueError(f"`{name}` has {batch} rows of {length} tokens, but must have at least one of each.")
     if length > room:
-        fields = "`max_position_embeddings`" + (
-            " and `axial_pos_shape`" if config.axial_pos_embds and config.use_absolute_position_embeddings else ""
-        )
+        fields = "`max_position_embeddings`" + (" and `axial_pos_shape`" if config.has_axial_positions else "")
         cached = f" beside the {past} in the cache" if past else ""
         raise ValueError(
             f"`{name}` has rows of {length} tokens, but must have at most {room}{cached}: cut them, or build the model with "

@@ -34,7 +34,7 @@ def initialise_sinusoidal(model: nn.Module) -> None:
     across the ends of the axis too; the outer axis runs through half a period at most, so that it tells far from near.
     """
     config = model.config
-    if not (config.axial_pos_embds and config.use_absolute_position_embeddings) or len(config.axial_pos_shape) != 2:
+    if not config.has_axial_positions or len(config.axial_pos_shape) != 2:
         raise ValueError(
             f"model.initialisation is 'sinusoidal', but must be trax or null for positions {config.axial_pos_shape}, not two axes"
         )
