@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urldefrag
 
 import pytest
+import torch
 
 from hf_reformer.cli import build_parser
 
@@ -68,6 +69,16 @@ def test_the_examples_of_a_page_run_from_top_to_bottom_and_print_what_it_says(pa
     names = run_page(PAGES[page], tmp_path, monkeypatch)
     if page == "docs/guides/long-documents.md":
         assert names["right"] >= 9  # of 12, by chance 6
+
+
+def test_the_example_of_the_readme_prints_the_same_with_two_threads(tmp_path, monkeypatch):
+    """Sums in another order: an example that has barely learned prints something else."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run_page(PAGES["README.md"], tmp_path, monkeypatch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_lora_and_embeddings_of_the_page_on_fine_tuning(tmp_path, monkeypatch):
