@@ -2,8 +2,9 @@
 one thread for so long, and notes what it needs of held-out text as it goes; `python -m benchmarks.over_time page` draws that.
 
 Models of 4 layers of width 128, feed-forward 512, 2 heads: `ours` (strict_local and strict_lsh in turn, 2 rounds), `full` (the same
-with full attention instead of strict_lsh) and `gpt2` (transformers' GPT-2 with SDPA). The same windows in the same order, 16,384
-bytes a step, AdamW, learning rate by the share of the time that has passed; evaluation does not count.
+with full attention instead of strict_lsh), `local` (the same with strict_local instead) and `gpt2` (transformers' GPT-2 with SDPA).
+The same windows in the same order, 16,384 bytes a step, AdamW, learning rate by the share of the time that has passed; evaluation
+does not count. At the end: with less context, and by how far back the text before a byte stands for the last time.
 """
 
 import argparse
@@ -25,9 +26,12 @@ RESULTS, PICTURE = Path("benchmarks/results/over-time"), Path("docs/pictures/ove
 BYTES = 16_384  # a step
 HELD_OUT = 65_536  # bytes that are evaluated
 POINTS = 10
+REPEATED = 8  # bytes: a byte is repeated text where these before it stand earlier in its window
+DISTANCES = (128, 1024, 4096, 16_384)
 MODELS = {
     "ours": "Reformer (strict_local, strict_lsh)",
     "full": "the same with full attention",
+    "local": "the same without strict_lsh",
     "gpt2": "GPT-2 with SDPA",
 }
 
@@ -42,7 +46,7 @@ def model_of(name, context):
                 attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, use_cache=False, attn_implementation="sdpa",
             )
         )  # fmt: skip
-    kinds = ["strict_local", "strict_lsh" if name == "ours" else "full"] * 2
+    kinds = ["strict_local", {"ours": "strict_lsh", "full": "full", "local": "strict_local"}[name]] * 2
     return ReformerForCausalLM(
         ReformerConfig(
             attn_layers=kinds, vocab_size=258, hidden_size=128, feed_forward_size=512, num_attention_heads=2,
@@ -59,6 +63,7 @@ def windows(context, seed):
     changes = [
         ("data", "context", context),
         ("data", "window_plan", None),
+        ("data", "near_duplicates", 0.3),
         ("evaluation", "examples", HELD_OUT // context),
     ]
     task = build_task(load_recipe("text", changes), Plan(steps=100_000, per_step=BYTES // context, seed=seed))
@@ -66,15 +71,40 @@ def windows(context, seed):
 
 
 @torch.no_grad()
-def bits_per_byte(model, held_out):
+def bits(model, held_out):
+    """(N, context - 1) bits that each byte but the first of each row of `held_out` (N, context) needs."""
     model.eval()
-    losses = [F.cross_entropy(model(row[None]).logits[0, :-1], row[1:]) for row in held_out]
+    losses = [F.cross_entropy(model(row[None]).logits[0, :-1], row[1:], reduction="none") for row in held_out]
     model.train()
-    return float(torch.stack(losses).mean() / torch.log(torch.tensor(2.0)))
+    return torch.stack(losses) / torch.log(torch.tensor(2.0))
+
+
+def distances(held_out):
+    """(N, context - 1) how many bytes back the REPEATED bytes before each byte but the first stand last, 0 for never."""
+    found = torch.zeros(len(held_out), held_out.shape[1] - 1, dtype=torch.long)
+    for row, distance in zip(held_out.tolist(), found, strict=True):
+        seen = {}
+        for place in range(REPEATED, len(row)):
+            before = tuple(row[place - REPEATED : place])
+            distance[place - 1] = place - seen.get(before, place)
+            seen[before] = place
+    return found
+
+
+def by_distance(needed, held_out):
+    """[[least distance, largest, share of all bytes, bits per byte]], the first [0, 0, ...] for text that was not there before."""
+    found, rows, least = distances(held_out), [], 0
+    for largest in (0, *DISTANCES):
+        there = (found >= least) & (found <= largest)
+        if there.any():
+            rows.append([least, largest, round(float(there.float().mean()), 4), round(float(needed[there].mean()), 4)])
+        least = largest + 1
+    return rows
 
 
 def train(name, context, minutes, rate, seed):
-    """The curve [[seconds of training, steps, bits per byte]], and the model."""
+    """What came out: the curve [[seconds of training, steps, bits per byte]], bits per byte with a quarter and a sixteenth of the
+    context, and `by_distance`."""
     torch.manual_seed(seed)
     model, (training, held_out) = model_of(name, context).train(), windows(context, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
@@ -82,10 +112,17 @@ def train(name, context, minutes, rate, seed):
     while True:
         share = min(spent / (60 * minutes), 1.0)
         if share >= len(curve) / POINTS:
-            curve.append([round(spent, 1), step, round(bits_per_byte(model, held_out), 4)])
+            needed = bits(model, held_out)
+            curve.append([round(spent, 1), step, round(float(needed.mean()), 4)])
             print(name, context, *curve[-1], flush=True)
         if share >= 1.0:
-            return curve, model
+            shorter = [context // 4, context // 16]
+            return {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "curve": curve,
+                "by_context": [[n, round(float(bits(model, held_out.view(-1, n)).mean()), 4)] for n in shorter],
+                "by_distance": by_distance(needed, held_out),
+            }
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = rate * min(share / 0.05 + 1e-3, (1 - share) / 0.95)
@@ -107,8 +144,8 @@ def draw(results):
         for name, label in MODELS.items():
             for result in results:
                 if (result["model"], result["context"]) == (name, context):
-                    seconds, steps, bits = zip(*result["curve"], strict=True)
-                    axis.plot([s / 60 for s in seconds], bits, marker=".", label=f"{label}: {steps[-1]:,} steps")
+                    seconds, steps, needed = zip(*result["curve"], strict=True)
+                    axis.plot([s / 60 for s in seconds], needed, marker=".", label=f"{label}: {steps[-1]:,} steps")
         axis.set(
             xlabel="minutes of training, one thread",
             ylabel="bits per byte, held out",
@@ -134,14 +171,12 @@ def main(argv=None):
         return
     torch.set_num_threads(1)
     given = (arguments.model, arguments.context, arguments.minutes, arguments.learning_rate, arguments.seed)
-    curve, model = train(*given)
     names = ("model", "context", "minutes", "learning_rate", "seed")
-    result = dict(zip(names, given, strict=True)) | {
-        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__, "machine": platform.machine(),
-        "curve": curve,
-    }  # fmt: skip
+    machine = {"torch": torch.__version__, "machine": platform.machine()}
+    result = dict(zip(names, given, strict=True)) | machine | train(*given)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with replacing_file(arguments.output / f"{arguments.model}-{arguments.context}.json") as temporary:
+    path = arguments.output / f"{arguments.model}-{arguments.context}-{arguments.seed}.json"
+    with replacing_file(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1))
 
 

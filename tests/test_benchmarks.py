@@ -266,9 +266,24 @@ def test_a_model_is_measured_as_time_goes_by(name, tmp_path, monkeypatch):
     monkeypatch.setattr(over_time, "HELD_OUT", 512)
     monkeypatch.setattr(over_time, "PICTURE", tmp_path / "over-time.png")
     over_time.main([name, "--context", "256", "--minutes", "0.01", "--output", str(tmp_path)])
-    result = json.loads((tmp_path / f"{name}-256.json").read_text())
+    result = json.loads((tmp_path / f"{name}-256-0.json").read_text())
     seconds, steps, bits = zip(*result["curve"], strict=True)
     assert seconds[0] == steps[0] == 0 and seconds[-1] >= 0.6 and list(steps) == sorted(steps) and steps[-1] >= 1
     assert 7 < bits[0] < 9.5 and all(b > 0 for b in bits)
     over_time.main(["page", "--output", str(tmp_path)])
     assert over_time.PICTURE.stat().st_size > 1000
+
+
+def test_repeated_text_is_told_by_how_far_back_it_stands():
+    row = torch.arange(300)
+    row[250:270] = row[20:40]  # 230 bytes back
+    row[275:290] = row[255:270]  # the same text again: 20 bytes back
+    found = over_time.distances(row[None])[0]
+    assert {int(place) + 1: int(found[place]) for place in found.nonzero()[:, 0]} == {
+        **dict.fromkeys(range(258, 271), 230),  # the byte behind the copy too: what stands before it is repeated
+        **dict.fromkeys(range(283, 291), 20),
+    }
+    needed = torch.where(found > 0, 1.0, 3.0)[None]
+    assert over_time.by_distance(needed, row[None]) == [
+        [0, 0, round(278 / 299, 4), 3.0], [1, 128, round(8 / 299, 4), 1.0], [129, 1024, round(13 / 299, 4), 1.0]
+    ]  # fmt: skip
