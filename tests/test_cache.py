@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hf_reformer import ReformerCache, ReformerModel
 from hf_reformer.model import cache_decoding as decoding
 from hf_reformer.model import cache_layers
+from hf_reformer.model.cache import CACHE_NAMES
+from hf_reformer.model.generation import CACHE_NAME
 
 UNPUBLISHED = ["strict_local", "strict_lsh", "full", "full_shared_qk"]
 EXAMPLES = 40
@@ -326,13 +328,34 @@ def test_a_causal_model_makes_a_cache_in_evaluation_without_gradients_only():
         assert model.train()(input_ids, use_cache=True).past_key_values is None
 
 
-def test_the_old_name_of_the_argument():
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_the_cache_goes_by_the_names_of_all_versions_of_transformers(name):
     config = tiny_config(["strict_lsh"], use_cache=True)
     model, input_ids = build(config), tokens(config, 2, 30)
     with torch.no_grad():
-        past = model(input_ids[:, :20]).past_buckets_states
-        logits = model(input_ids[:, 20:], past_buckets_states=past).logits
-    assert_close(logits, full(model, input_ids)[:, 20:], TOLERANCE)
+        past = getattr(model(input_ids[:, :20]), name)
+        logits = model(input_ids[:, 20:], **{name: past}).logits
+        assert_close(logits, full(model, input_ids)[:, 20:], TOLERANCE)
+        if name == "cache" and CACHE_NAME != name:
+            return  # transformers' generate refuses it before 5.24
+        past.crop(-10)
+        with_it = model.generate(input_ids, **{name: past}, max_new_tokens=5, do_sample=False)
+        assert past.get_seq_length() == 34
+        assert torch.equal(with_it, model.generate(input_ids, max_new_tokens=5, do_sample=False))
+
+
+def test_two_caches_by_two_names_are_refused():
+    config = tiny_config(["strict_lsh"], use_cache=True)
+    model, input_ids = build(config), tokens(config, 2, 20)
+    one, other = ReformerCache(config), ReformerCache(config)
+    with torch.no_grad():
+        assert model(input_ids, cache=one, past_buckets_states=one).past_key_values is one
+        with pytest.raises(
+            ValueError, match="`past_buckets_states` is given beside `cache`, but must be None or the same"
+        ):
+            model(input_ids, cache=other, past_buckets_states=one)
+        with pytest.raises(ValueError, match="`cache` is a tuple|`past_key_values` is a tuple"):
+            model(input_ids, cache=())
 
 
 def test_a_forward_with_a_cache_has_no_gradient_at_all_rather_than_a_part_of_it():

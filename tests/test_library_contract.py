@@ -351,14 +351,15 @@ def test_a_configuration_of_another_model_is_refused():
         hf_reformer.ReformerModel(transformers.BertConfig())
 
 
-def test_outputs_hold_the_cache_under_both_names():
+def test_outputs_hold_the_cache_under_all_its_names():
     model, input_ids = build(tiny_config(KINDS, use_cache=True)), tokens(tiny_config(KINDS), 1, 9)
     with torch.no_grad():
         for output in (model(input_ids), model.reformer(input_ids)):
             cache = output.past_buckets_states
             assert isinstance(cache, hf_reformer.ReformerCache)
-            assert output["past_buckets_states"] is cache and output["past_key_values"] is cache
-            assert output.past_key_values is cache and output.to_tuple()[1] is cache
+            for name in ("past_buckets_states", "past_key_values", "cache"):
+                assert name in output and output[name] is output.get(name) is getattr(output, name) is cache
+            assert "last" not in output and output.get("last", 3) == 3 and output.to_tuple()[1] is cache
             assert list(output)[1] == "past_buckets_states"
 
 

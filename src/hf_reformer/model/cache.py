@@ -86,8 +86,14 @@ def _what_it_depends_on(config):
     return {**found, "num_buckets": buckets} if buckets else found
 
 
+# of the argument that holds it: in transformers to 5.23, from 5.24 on, and in its own Reformer
+CACHE_NAMES = ("past_key_values", "cache", "past_buckets_states")
+
+
 class ReformerCache(Cache):
     """What a causal Reformer remembers of the tokens it has seen; pass it as `past_key_values`, it is changed in place.
+
+    (transformers calls it `cache` from 5.24 on: each model here understands both names.)
 
     Supports everything that transformers does with a cache: `crop`, `reorder_cache`, `batch_repeat_interleave`,
     `batch_select_indices`, `reset`, and `copy.deepcopy` to continue one prompt in several ways.
@@ -221,12 +227,31 @@ def _few_numbers(memory):
     return flat[:, :: max(1, flat.shape[1] // 61)][:, :61].to(torch.float32)
 
 
+def take_cache(keywords):
+    """The cache among the keywords of a call, or None: taken out, by whichever of `CACHE_NAMES`.
+
+    Raises:
+        ValueError: where several names hold different ones.
+    """
+    given = {name: keywords.pop(name, None) for name in CACHE_NAMES}
+    given = {name: past for name, past in given.items() if past is not None}
+    first = next(iter(given), None)
+    for name, past in given.items():
+        if past is not given[first]:
+            raise ValueError(f"`{name}` is given beside `{first}`, but must be None or the same: both name the cache.")
+    return given.get(first)
+
+
 def leaves_cache_on_failure(forward):
-    """Decorates a model's forward: where it fails, a `ReformerCache` that it was given holds what it held before."""
+    """Decorates a model's forward: it understands all names of the cache, and where it fails, a `ReformerCache` that it was
+    given holds what it held before."""
 
     @wraps(forward)
     def with_way_back(*args, **kwargs):
         """A failure leaves the cache as it was."""
+        past = take_cache(kwargs)
+        if past is not None:
+            kwargs["past_key_values"] = past
         caches = [x for x in (*args, *kwargs.values()) if type(x).__name__ == "ReformerCache"]
         if not caches:
             return forward(*args, **kwargs)

@@ -103,7 +103,7 @@ class ReformerConfig(PreTrainedConfig):
 
     model_type = "reformer"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
-        "past_buckets_states", "past_key_values", "encoder_last_hidden_state",
+        "past_buckets_states", "past_key_values", "cache", "encoder_last_hidden_state",
     ]  # fmt: skip
     attribute_map: ClassVar[dict[str, str]] = {}
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {

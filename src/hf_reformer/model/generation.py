@@ -1,10 +1,16 @@
 """Hooks into transformers' `generate`: it makes a `ReformerCache`, and refuses to start what would not fit."""
 
+import inspect
+
 from transformers import GenerationMixin
 
-from .cache import ReformerCache
+from .cache import CACHE_NAMES, ReformerCache, take_cache
 from .inputs import check_is_tensor
 
+# by which transformers' `generate` knows the cache: `cache` from 5.24 on, `past_key_values` before
+CACHE_NAME = next(
+    x for x in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters if x in CACHE_NAMES
+)
 COLDEST = 1e-4  # the least temperature above 0: logits that are divided by less may overflow
 
 
@@ -45,11 +51,10 @@ class ReformerGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args
     ):
-        past = model_kwargs.pop("past_buckets_states", None)
-        past = past if model_kwargs.get("past_key_values") is None else model_kwargs["past_key_values"]
+        past = take_cache(model_kwargs)
         self._check_room(generation_config, max_cache_length + 1)
         if past is not None:
-            model_kwargs["past_key_values"] = check_cache(past, self._own_config)
+            model_kwargs[CACHE_NAME] = check_cache(past, self._own_config)
             past._is_user_defined = True  # generate hands it back as it then is
         elif generation_config.use_cache is not False:
             kind = generation_config.cache_implementation
@@ -57,7 +62,7 @@ class ReformerGenerationMixin(GenerationMixin):
                 raise ValueError(
                     f"`cache_implementation` is {kind!r}, but must be None: Reformers have their own cache."
                 )
-            model_kwargs["past_key_values"] = ReformerCache(self.config, reserve=max_cache_length)
+            model_kwargs[CACHE_NAME] = ReformerCache(self.config, reserve=max_cache_length)
 
     def _get_candidate_generator(self, generation_config, *args, **kwargs):
         """Prompt lookup would try more tokens than there may be: of the last one, nothing can follow."""

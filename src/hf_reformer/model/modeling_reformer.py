@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .adapters import register_lora_targets
-from .cache import CachedTokens, ReformerCache, leaves_cache_on_failure
+from .cache import CACHE_NAMES, CachedTokens, ReformerCache, leaves_cache_on_failure
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
 from .embeddings import (
     AxialPositionEmbeddings,
@@ -45,23 +45,35 @@ logger = logging.get_logger(__name__)
 LEAST_TOKENS = 64  # that the head works on at a time, however large the vocabulary
 
 
-class _CacheOfTwoNames:
-    """The field `past_buckets_states`, as in the Reformer of transformers, also under today's name."""
+class _CacheOfManyNames:
+    """The field `past_buckets_states`, as in the Reformer of transformers, also under the names of today (`CACHE_NAMES`)."""
 
     @property
     def past_key_values(self):
         return self.past_buckets_states
 
+    cache = past_key_values
+
     def __getitem__(self, key):
-        return super().__getitem__("past_buckets_states" if key == "past_key_values" else key)
+        return super().__getitem__(_field(key))
+
+    def __contains__(self, key):
+        return super().__contains__(_field(key))
+
+    def get(self, key, default=None):
+        return super().get(_field(key), default)
+
+
+def _field(key):
+    return "past_buckets_states" if isinstance(key, str) and key in CACHE_NAMES else key
 
 
 @dataclass
-class ReformerModelOutput(_CacheOfTwoNames, ModelOutput):
+class ReformerModelOutput(_CacheOfManyNames, ModelOutput):
     """What `ReformerModel` returns.
 
     last_hidden_state: (B, L, 2 * hidden), both streams side by side after the layer norm.
-    past_buckets_states: the cache, or None; `past_key_values` is the same.
+    past_buckets_states: the cache, or None; `past_key_values` and `cache` are the same.
     hidden_states, attentions: on request; see `ReformerModel.forward`.
     """
 
@@ -72,7 +84,7 @@ class ReformerModelOutput(_CacheOfTwoNames, ModelOutput):
 
 
 @dataclass
-class ReformerCausalLMOutput(_CacheOfTwoNames, ModelOutput):
+class ReformerCausalLMOutput(_CacheOfManyNames, ModelOutput):
     """What `ReformerModelWithLMHead` returns: loss (), logits (B, L, V), and as `ReformerModelOutput`."""
 
     loss: torch.FloatTensor | None = None
@@ -90,7 +102,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ReformerLayer", "ReformerDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values", "past_buckets_states"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]  # checkpoints of 2020: the same as lm_head.bias
     _supports_context_parallel = False
     _supports_sequence_parallel = False  # by `hf_reformer.parallel`
@@ -189,8 +201,8 @@ class ReformerModel(ReformerPreTrainedModel):
             position_ids: (B, L) or (1, L), below `config.maximum_length`. Default: 0, 1, 2, ..., or on from what is cached;
                 padding is not counted where no layer is of a published type.
             num_hashes: rounds of hashing, instead of `config.num_hashes`.
-            past_key_values: a `ReformerCache`, which is added to; the L tokens follow those in it. The old name
-                `past_buckets_states` is understood too.
+            past_key_values: a `ReformerCache`, which is added to; the L tokens follow those in it. The names `cache` and
+                `past_buckets_states` are understood too.
             use_cache: make a new cache and return it. Default: `config.use_cache` for causal models in evaluation
                 without gradients, else False. No gradient flows through a forward with a cache.
             output_hidden_states: hand out the second stream below, between and above the layers, (B, L, hidden) each.
