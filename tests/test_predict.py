@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers import build, tiny_config
+from transformers import pipeline
 
 from hf_reformer import (
     ReformerByteTokenizer,
@@ -85,6 +86,22 @@ def test_the_likeliest_answer_that_does_not_end_before_it_begins(saved, capsys):
     assert answer["score"] == pytest.approx(float(starts.softmax(0)[first] * ends.softmax(0)[last]), rel=1e-4)
 
 
+def test_an_answer_in_a_text_longer_than_the_model(saved, capsys):
+    model, tokenizer, run = saved(ReformerForQuestionAnswering)
+    text = "Zaïre, 日本 and so on. " * 30
+    asked = pipeline("extractive-question-answering", model=model, tokenizer=tokenizer, device="cpu")
+    for stride in (20, 100):
+        found = predictions(capsys, run, text, "--question", "Which?", "--stride", stride)
+        assert found == [asked(question="Which?", context=text, doc_stride=stride)]
+
+
+def test_a_stride_where_no_question_is_asked_is_refused(saved, capsys):
+    *_, run = saved(ReformerForTokenClassification)
+    capsys.readouterr()
+    assert cli.main(["predict", run, "a", "--stride", "3"]) == 2
+    assert "--stride is 3, but must be left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_texts_of_an_encoder_decoder(beams, saved, capsys):
     sizes = {"is_encoder_decoder": True, "decoder_max_position_embeddings": 23}
@@ -104,7 +121,8 @@ def test_texts_of_an_encoder_decoder(beams, saved, capsys):
      (["--data", "{}/deep.jsonl"], "row 1 is no JSON"), (["a", "--data", "{}/broken.jsonl"], "row 1 is no JSON"),
      (["a"], "the question None"), (["a", "--question", "b", "--batch-size", "0"], "--batch-size is 0"),
      (["", "--question", "b"], "row 1 has the text ''"),
-     (["a" * 300, "--question", "b"], "302 tokens, but the model has 221 positions")],
+     (["a", "--question", "b" * 300], "`question` has 300 tokens, which leaves room for 0"),
+     (["a", "--question", "b", "--stride", "-1"], "`doc_stride` is -1")],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_one_line(arguments, message, saved, tmp_path, capsys):
     (tmp_path / "broken.jsonl").write_text("{")

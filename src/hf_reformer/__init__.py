@@ -17,6 +17,7 @@ from .model.modeling_reformer import (
 )
 from .model.pieces import set_piece_memory
 from .model.pooling import pool
+from .model.question_answering import ReformerQuestionAnsweringPipeline
 from .model.tokenization_reformer import ReformerByteTokenizer, ReformerTokenizer
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "ReformerModel",
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",
+    "ReformerQuestionAnsweringPipeline",
     "ReformerTokenizer",
     "__version__",
     "attention_map",

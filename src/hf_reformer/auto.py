@@ -24,6 +24,7 @@ from .model.heads import ReformerForQuestionAnswering, ReformerForSequenceClassi
 from .model.image_completion import register as register_images
 from .model.image_processing_reformer import ReformerImageProcessor
 from .model.modeling_reformer import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
+from .model.question_answering import register as register_questions
 from .model.tokenization_reformer import NUM_BYTES, NUM_SPECIAL_TOKENS, ReformerByteTokenizer, ReformerTokenizer
 
 # every Auto class in which transformers lists its own Reformer must be here: one left out would silently build that one
@@ -98,3 +99,4 @@ def register():
         )  # the latter is asked for where it is installed
         AutoImageProcessor.register(ReformerConfig, image_processor_classes=classes, exist_ok=True)
     register_images()
+    register_questions()

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from .options import add_device, add_revision
 
-# class of the model: the Auto class, and the pipeline of transformers (which has none for questions any more)
+# class of the model: the Auto class, and the pipeline
 PIPELINES = {
     "ReformerForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
     "ReformerForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
     "ReformerForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
-    "ReformerForQuestionAnswering": ("AutoModelForQuestionAnswering", None),
+    "ReformerForQuestionAnswering": ("AutoModelForQuestionAnswering", "extractive-question-answering"),
     "ReformerForConditionalGeneration": ("AutoModelForSeq2SeqLM", None),
 }
 
@@ -33,6 +33,10 @@ def register(subparsers) -> None:
         "--data", nargs="+", metavar="FILE", default=[], help="text files or .jsonl files; - for standard input"
     )
     parser.add_argument("--question", help="of every text, where the model answers questions")
+    parser.add_argument(
+        "--stride", type=int, metavar="N",
+        help="tokens that two windows share, where a text of a question is longer than the model (default: an eighth of a window)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="texts at a time (default %(default)s)")
     parser.add_argument(
         "--beams", type=int, default=1, metavar="N", help="of an encoder-decoder (default %(default)s: greedy)"
@@ -65,13 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     if kind not in PIPELINES:
         raise ValueError(f"model {name} is a {kind}; allowed are {', '.join(PIPELINES)} (generate continues text)")
     auto_class, task = PIPELINES[kind]
-    check_rows(rows, ("question", "text") if auto_class == "AutoModelForQuestionAnswering" else ("text",))
+    check_rows(rows, ("question", "text") if task == "extractive-question-answering" else ("text",))
+    if arguments.stride is not None and task != "extractive-question-answering":
+        raise ValueError(f"--stride is {arguments.stride}, but must be left out: model {name} answers no questions")
     tokenizer = load_tokenizer(name, config.maximum_length, revision, config.vocab_size)
     model = load_model(auto_class, name, config, device, revision)
     if config.is_encoder_decoder:
         answers = texts_of(model, tokenizer, rows, arguments)
-    elif task is None:
-        answers = answers_to(model, tokenizer, rows)
     else:
         answers = answers_of(model, tokenizer, task, rows, arguments)
     for answer in answers:
@@ -115,6 +119,10 @@ def answers_of(model, tokenizer, task: str, rows: list[dict], arguments) -> Iter
 
     batch = {} if tokenizer.pad_token_id is None else {"batch_size": arguments.batch_size}
     said = pipeline(task, model=model, tokenizer=tokenizer, device=model.device, **batch)
+    if task == "extractive-question-answering":
+        return iter(
+            said([{"question": row["question"], "context": row["text"]} for row in rows], doc_stride=arguments.stride)
+        )
     texts = [row["text"] for row in rows]
     if len(texts) == 1:  # for which some pipelines give a list, and others its entry
         return iter(said(texts * 2)[:1])
@@ -140,30 +148,3 @@ def texts_of(model, tokenizer, rows: list[dict], arguments) -> Iterator[dict]:
                 do_sample=False,
             )  # fmt: skip
         yield from ({"text": text} for text in tokenizer.batch_decode(written, skip_special_tokens=True))
-
-
-def answers_to(model, tokenizer, rows: list[dict]) -> Iterator[dict]:
-    """The likeliest answer of each text to its question, as `hf-reformer train question-answering` puts the two together."""
-    import torch
-
-    for row in rows:
-        question = tokenizer(row["question"], add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-        context = tokenizer(row["text"], add_special_tokens=False, return_offsets_mapping=True)
-        room = model.config.maximum_length - len(question)
-        if len(context.input_ids) > room:
-            raise ValueError(
-                f"question and text have {len(question) + len(context.input_ids):,} tokens, but the model has "
-                f"{model.config.maximum_length:,} positions: {row['text'][:40]!r}..."
-            )
-        with torch.no_grad():
-            output = model(torch.tensor([question + context.input_ids], device=model.device))
-        starts, ends = (logits[0, len(question) :].double() for logits in (output.start_logits, output.end_logits))
-        before = starts.cummax(0)  # the best start of an answer that ends here
-        end = int((before.values + ends).argmax())
-        start = int(before.indices[end])
-        score = float(starts.softmax(0)[start] * ends.softmax(0)[end])
-        begin, finish = (
-            context.offset_mapping[start][0],
-            max(offset[1] for offset in context.offset_mapping[start : end + 1]),
-        )
-        yield {"answer": row["text"][begin:finish], "score": score, "start": begin, "end": finish}

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassification, DataCollatorWithPadding
 
 from ..model.losses import IGNORED, shifted_right
+from ..model.question_answering import separator_of
 from . import metrics
 from .rows import RowSet, answers_of
 from .settings import ClassificationData, PairData, QuestionData, TagData
@@ -296,12 +297,6 @@ FORMATS = {
     TagData: TagRows,
     PairData: PairRows,
 }
-
-
-def separator_of(tokenizer) -> int:
-    """The token between question and context."""
-    known = [i for i in (tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None]
-    return known[0]
 
 
 def answer_tokens(answers: list[tuple[str, int]], offsets: list[tuple[int, int]]) -> tuple[int, int]:
