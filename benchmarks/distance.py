@@ -56,9 +56,9 @@ def config_of(kind, rounds, length):
 class Family:
     """Models for several kinds, rounds and lengths, all on the same parameters, of which none is of a length."""
 
-    def __init__(self, kind):
-        self.first = ReformerForCausalLM(config_of(kind, 1, LENGTHS[0]))
-        self.members, self.kind = {}, kind
+    def __init__(self, kind, build=lambda *key: ReformerForCausalLM(config_of(*key))):
+        self.first = build(kind, 1, LENGTHS[0])
+        self.members, self.kind, self.build = {}, kind, build
 
     def parameters(self):
         return list(self.first.parameters())
@@ -66,7 +66,7 @@ class Family:
     def member(self, rounds, length, kind=None):
         key = (kind or self.kind, rounds, length)
         if key not in self.members:
-            other, own = ReformerForCausalLM(config_of(*key)), dict(self.first.named_parameters())
+            other, own = self.build(*key), dict(self.first.named_parameters())
             for name, _ in list(other.named_parameters()):
                 owner, _, leaf = name.rpartition(".")
                 setattr(other.get_submodule(owner), leaf, own[name])

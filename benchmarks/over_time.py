@@ -4,7 +4,8 @@ one thread for so long, and notes what it needs of held-out text as it goes; `py
 Models of 4 layers of width 128, feed-forward 512, 2 heads: `ours` (strict_local and strict_lsh in turn, 2 rounds), `full` (the same
 with full attention instead of strict_lsh), `local` (the same with strict_local instead) and `gpt2` (transformers' GPT-2 with SDPA).
 The same windows in the same order, 16,384 bytes a step, AdamW, learning rate by the share of the time that has passed; evaluation
-does not count. At the end: with less context, and by how far back the text before a byte stands for the last time.
+does not count. Time is the processor's, so that other processes on the machine change little. At the end: with less context, and by
+how far back the text before a byte stands for the last time.
 """
 
 import argparse
@@ -123,7 +124,7 @@ def train(name, context, minutes, rate, seed):
                 "by_context": [[n, round(float(bits(model, held_out.view(-1, n)).mean()), 4)] for n in shorter],
                 "by_distance": by_distance(needed, held_out),
             }
-        start = time.perf_counter()
+        start = time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = rate * min(share / 0.05 + 1e-3, (1 - share) / 0.95)
         ids = torch.stack([torch.as_tensor(training[step * per_step + i]["input_ids"]) for i in range(per_step)])
@@ -131,7 +132,7 @@ def train(name, context, minutes, rate, seed):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        spent, step = spent + time.perf_counter() - start, step + 1
+        spent, step = spent + time.process_time() - start, step + 1
 
 
 def draw(results):

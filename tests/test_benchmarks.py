@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import benchmarks
-from benchmarks import gpu, gpu_counts, house, over_time, turns
+from benchmarks import gpu, gpu_counts, house, long_documents, over_time, turns
 from benchmarks.__main__ import main, read_results
 from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
@@ -287,3 +287,41 @@ def test_repeated_text_is_told_by_how_far_back_it_stands():
     assert over_time.by_distance(needed, row[None]) == [
         [0, 0, round(278 / 299, 4), 3.0], [1, 128, round(8 / 299, 4), 1.0], [129, 1024, round(13 / 299, 4), 1.0]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("task", long_documents.HEADS)
+def test_needles_can_be_answered_from_the_document_and_from_nothing_else(task):
+    generator, first = torch.Generator().manual_seed(0), 1 + long_documents.NAMES
+    inputs, distances = long_documents.batch(task, 256, generator)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (16, 256)
+    assert 0 < int((inputs["attention_mask"] == 0).sum(1).max()) <= 129
+    for i, (row, mask) in enumerate(zip(inputs["input_ids"].tolist(), inputs["attention_mask"], strict=True)):
+        row = row[: int(mask.sum())]
+        facts = {name: (place, row[place + 1] - first) for place, name in enumerate(row[:-1])
+                 if 1 <= name < first <= row[place + 1] < first + long_documents.VALUES}  # fmt: skip
+        assert len(facts) == long_documents.FACTS
+        if task == "tags":
+            labels = inputs["labels"][i]
+            asked = [place for place in range(len(row)) if labels[place] >= 0]
+            assert len(asked) == long_documents.FACTS and all(int(labels[j]) == facts[row[j]][1] for j in asked)
+            assert [int(distances[i, j]) for j in asked] == [abs(j - facts[row[j]][0]) for j in asked]
+            assert not any(j in (place, place + 1) for j in asked for place, _ in facts.values())
+        elif task == "class":
+            place, value = facts[row[-1]]
+            assert int(inputs["labels"][i]) == value and int(distances[i]) == len(row) - 1 - place
+        else:
+            place, _ = facts[row[0]]
+            assert int(inputs["start_positions"][i]) == int(inputs["end_positions"][i]) == place + 1
+            assert int(distances[i]) == place
+
+
+def test_long_documents_are_measured_by_distance(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_documents, "EVALUATED", (64, 128))
+    monkeypatch.setattr(long_documents, "TOKENS", 256)
+    long_documents.main(["--steps", "60", "--output", str(tmp_path)])
+    result = json.loads((tmp_path / "strict_lsh-4-60-0.json").read_text())
+    assert list(result["tags"]["accuracy"]) == ["4 rounds", "8 rounds", "16 rounds"]
+    for task in long_documents.HEADS:
+        for found in result[task]["accuracy"]["4 rounds"].values():
+            assert set(found) <= {"all", "16", "256"} and all(0 <= share <= 1 for share in found.values())
+    assert result["tags"]["curve"][0][1] < 1.3  # 1.39: nothing learned

@@ -1,0 +1,200 @@
+"""Needles in long documents, for a tag of each token, a class of the whole, and an answer in it: `python -m
+benchmarks.long_documents --kind strict_lsh` trains on rows of 64 to 1,024 tokens and tries the model on rows of up to 16,384, with
+padding behind them.
+
+A document is filler; somewhere in it are eight facts, a name and behind it one of four values. Tags: each name stands once more,
+where its value is the tag. Class: the last token is a name, whose value is the class. Answer: the first token is a name, whose
+value is the answer. So all need what may stand anywhere in the document. Two layers and no positions as in
+`benchmarks.distance`, but both ways; tags are learned first, and the two other heads go on from that model.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from hf_reformer import (
+    ReformerConfig,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerForTokenClassification,
+)
+from hf_reformer.files import replacing_file
+
+from .distance import CHUNK, STD, WIDTH, Family
+
+RESULTS = Path("benchmarks/results/long-documents")
+LENGTHS, EVALUATED, DISTANCES = (64, 128, 256, 512, 1024), (256, 1024, 4096, 16_384), (16, 256, 1024, 4096, 16_384)
+TOKENS, FACTS, NAMES, VALUES, FILLERS = 4096, 8, 32, 4, 64
+PADDING, FIRST_VALUE, FIRST_FILLER = 0, 1 + NAMES, 1 + NAMES + VALUES
+HEADS = {
+    "tags": ReformerForTokenClassification,
+    "class": ReformerForSequenceClassification,
+    "answer": ReformerForQuestionAnswering,
+}
+
+
+def document(length, generator, dense=False):
+    """(length) ids, the places of FACTS names that have a value behind them, their values, and the places of these names alone."""
+    draw = lambda high, n: torch.randint(high, (n,), generator=generator)
+    order = lambda n: torch.randperm(n, generator=generator)
+    names, values = order(NAMES)[:FACTS] + 1, draw(VALUES, FACTS)
+    ids = draw(FILLERS, length) + FIRST_FILLER
+    pairs = order(length // 2)  # of neighbours; a fact takes one, and so does a name alone, behind a filler
+    facts, alone = 2 * pairs[:FACTS], 2 * pairs[FACTS:][: len(pairs) if dense else FACTS] + 1
+    ids[facts], ids[facts + 1] = names, values + FIRST_VALUE
+    which = torch.cat([torch.arange(FACTS), draw(FACTS, len(alone) - FACTS)]) if dense else torch.arange(FACTS)
+    ids[alone] = names[which]
+    return ids, facts, values, alone, which
+
+
+def row(task, length, generator, dense=False):
+    """The inputs of one example as lists, its label or labels, and how far each lies from its fact."""
+    ids, facts, values, alone, which = document(length, generator, dense)
+    if task == "tags":
+        labels = torch.full_like(ids, -100)
+        labels[alone] = values[which]
+        distance = torch.zeros_like(ids)
+        distance[alone] = (alone - facts[which]).abs()
+        return {"input_ids": ids, "labels": labels}, distance
+    asked = int(torch.randint(FACTS, (1,), generator=generator))
+    place = int(facts[asked])
+    if task == "class":
+        return {"input_ids": torch.cat([ids, ids[place : place + 1]]), "labels": values[asked]}, length - place
+    value = torch.tensor(place + 2)
+    ids = torch.cat([ids[place : place + 1], ids])
+    return {"input_ids": ids, "start_positions": value, "end_positions": value}, place + 1
+
+
+def batch(task, length, generator, dense=False):
+    """Inputs (N, up to length) with padding behind rows of half the length or more, and distances."""
+    room = length - (task != "tags")
+    drawn = [
+        int(torch.randint(max(room // 2, 4 * FACTS), room + 1, (1,), generator=generator))
+        for _ in range(max(1, TOKENS // length))
+    ]
+    rows, distances = zip(*(row(task, n, generator, dense) for n in drawn), strict=True)
+    pad = lambda tensors, value: torch.stack(
+        [torch.nn.functional.pad(x, (0, length - len(x)), value=value) for x in tensors]
+    )
+    ids = pad([r["input_ids"] for r in rows], PADDING)
+    inputs = {"input_ids": ids, "attention_mask": (ids != PADDING).long()}
+    for name in rows[0].keys() - {"input_ids"}:
+        inputs[name] = (pad if rows[0][name].dim() else lambda x, _: torch.stack(x))([r[name] for r in rows], -100)
+    return inputs, pad(distances, 0) if task == "tags" else torch.tensor(distances)
+
+
+def builder(task):
+    """What makes a model of a kind of second layer, with so many rounds, for inputs of a length."""
+
+    def build(kind, rounds, length):
+        reach = CHUNK if kind == "none" else 1
+        config = ReformerConfig(
+            attn_layers=["strict_local", "strict_local" if kind == "none" else kind], num_hashes=rounds, hidden_size=WIDTH,
+            feed_forward_size=2 * WIDTH, num_attention_heads=2, attention_head_size=WIDTH // 2, is_decoder=False,
+            vocab_size=FIRST_FILLER + FILLERS, pad_token_id=PADDING, local_attn_chunk_length=1, local_num_chunks_before=reach,
+            local_num_chunks_after=reach if kind == "none" else 0, lsh_attn_chunk_length=CHUNK, lsh_num_chunks_after=1,
+            max_position_embeddings=length, use_absolute_position_embeddings=False, hidden_dropout_prob=0.0,
+            local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0, layer_norm_eps=1e-6,
+            embedding_init="published", initializer_range=STD, reversible="auto", pooling="last",
+            num_labels=2 if task == "answer" else VALUES,
+        )  # fmt: skip
+        return HEADS[task](config)
+
+    return build
+
+
+def train(task, family, rounds, steps, rate, seed):
+    """Its loss every 50 steps. Tags begin with rows full of names."""
+    generator = torch.Generator().manual_seed(1_000 + seed)
+    optimizer = torch.optim.AdamW(family.parameters(), lr=rate, weight_decay=0.1)
+    warm, curve = steps // 20 + 1, []
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, (steps - s) / (steps - warm)))
+    for step in range(steps):
+        dense = task == "tags" and 3 * step < steps
+        length = LENGTHS[0] if dense else LENGTHS[step % len(LENGTHS)]
+        loss = family.member(rounds, length)(**batch(task, length, generator, dense)[0]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(family.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 49:
+            curve.append([step + 1, round(loss.item(), 4)])
+            print(task, family.kind, rounds, seed, *curve[-1], flush=True)
+    return curve
+
+
+@torch.no_grad()
+def accuracy(task, model, length, batches=16):
+    """Share of right tags, classes or answers, of all and by distance: {"all": ..., "16": up to 16 tokens, ...}."""
+    model.eval()
+    generator, right, far = torch.Generator().manual_seed(77), [], []
+    for _ in range(batches):
+        inputs, distances = batch(task, length, generator)
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        if task == "answer":
+            masked = lambda logits, real: logits.masked_fill(real == 0, -1e9).argmax(-1)
+            given = [masked(x, inputs["attention_mask"]) for x in (output.start_logits, output.end_logits)]
+            hits = (given[0] == inputs["start_positions"]) & (given[1] == inputs["end_positions"])
+        else:
+            hits = output.logits.argmax(-1) == inputs["labels"]
+        there = distances > 0
+        right, far = [*right, hits[there]], [*far, distances[there]]
+    right, far, least, found = torch.cat(right).double(), torch.cat(far), 0, {}
+    for largest in DISTANCES:
+        within = (far > least) & (far <= largest)
+        found |= {str(largest): round(float(right[within].mean()), 4)} if within.any() else {}
+        least = largest
+    return {"all": round(float(right.mean()), 4), **found}
+
+
+def take_body(family, other):
+    """The parameters of `other` below its head."""
+    family.first.reformer.load_state_dict(other.first.reformer.state_dict())
+
+
+def run(kind, rounds, steps, rate, seed):
+    """{task: curve and accuracies}."""
+    torch.manual_seed(seed)
+    found, tags = {}, None
+    ways = [rounds] if kind in ("none", "full", "full_shared_qk") else sorted({rounds, 8, 16})
+    for task in HEADS:
+        family = Family(kind, builder(task))
+        if tags is not None:
+            take_body(family, tags)
+        tags = family if tags is None else tags
+        curve = train(task, family, rounds, steps if task == "tags" else steps // 4, rate, seed)
+        measured = {
+            f"{r} rounds": {length: accuracy(task, family.member(r, length), length) for length in EVALUATED}
+            for r in ways
+        }
+        found[task] = {"curve": curve, "accuracy": measured}
+        print(task, kind, {r: {n: x["all"] for n, x in by.items()} for r, by in measured.items()}, flush=True)
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_documents", description=__doc__)
+    parser.add_argument("--kind", default="strict_lsh", choices=["strict_lsh", "lsh", "full", "full_shared_qk", "none"])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args(argv)
+    names = ("kind", "rounds", "steps", "learning_rate", "seed")
+    setting = {name: getattr(arguments, name) for name in names}
+    start = time.process_time()
+    result = {"setting": setting, **run(*setting.values())}
+    result["processor_seconds"] = round(time.process_time() - start)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{arguments.kind}-{arguments.rounds}-{arguments.steps}-{arguments.seed}.json"
+    with replacing_file(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
