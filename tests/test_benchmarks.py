@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import benchmarks
-from benchmarks import gpu, gpu_counts, house, long_documents, over_time, turns
+from benchmarks import gpu, gpu_counts, house, long_documents, over_time, python_names, turns
 from benchmarks.__main__ import main, read_results
 from benchmarks.cases import CASES, GPT2, LUCIDRAINS, OURS, STOCK, Case
 from benchmarks.memory import peak_of_a_step, table
@@ -325,3 +325,41 @@ def test_long_documents_are_measured_by_distance(tmp_path, monkeypatch):
         for found in result[task]["accuracy"]["4 rounds"].values():
             assert set(found) <= {"all", "16", "256"} and all(0 <= share <= 1 for share in found.values())
     assert [step for step, _ in result["tags"]["curve"]] == [50]
+
+
+SOURCE = """
+import os
+from sys import path as here, argv
+
+def f(x):
+    return os.sep
+
+class C(f.Base):
+    pass
+
+def g():
+    os.x = f(C, argv, here)
+
+f2 = g
+"""
+
+
+def test_names_of_a_file_are_tagged_from_the_second_time_on(tmp_path):
+    (tmp_path / "a.py").write_text(SOURCE)
+    (tmp_path / "b.py").write_text("def broken(")
+    words, kinds = file = python_names.read(tmp_path / "a.py")
+    assert (
+        kinds == {"os": 0, "here": 0, "argv": 0, "f": 1, "C": 2, "g": 1}
+        and python_names.read(tmp_path / "b.py") is None
+    )
+    data = python_names.Rows([file])
+    ids, tags, distances = data.row(file, torch.Generator().manual_seed(0))
+    said = [(words[i][0], tag, words[i - distances[i]][0]) for i, tag in enumerate(tags) if tag >= 0]
+    assert said == [(n, kinds[n], n) for n in ("os", "f", "os", "f", "C", "argv", "here", "g")]
+    names = {text: number for (text, name), number in zip(words, ids, strict=True) if name}
+    assert len(set(names.values())) == len(names) and min(names.values()) > max(data.signs.values())
+    again = data.row(file, torch.Generator().manual_seed(1))[0]
+    assert all((a == b) == (not name) for a, b, (_, name) in zip(ids, again, words, strict=True))
+    inputs, far = data.batch([(ids, tags, distances), (ids[:5], tags[:5], distances[:5])])
+    assert inputs["attention_mask"].sum(1).tolist() == [len(ids), 5] and far.shape == inputs["labels"].shape
+    assert inputs["labels"][1, 5:].eq(-100).all()
