@@ -3,8 +3,8 @@ benchmarks.long_documents --kind strict_lsh` trains on rows of 64 to 1,024 token
 padding behind them.
 
 A document is filler; somewhere in it are eight facts, a name and behind it one of four values. Tags: each name stands once more,
-where its value is the tag. Class: the last token is a name, whose value is the class. Answer: the first token is a name, whose
-value is the answer. So all need what may stand anywhere in the document. Two layers and no positions as in
+where its value is the tag. Class: the last two tokens are a mark and a name, whose value is the class. Answer: the first two are a
+mark and a name, whose value is the answer. So all need what may stand anywhere in the document. Two layers and no positions as in
 `benchmarks.distance`, but both ways; tags are learned first, and the two other heads go on from that model.
 """
 
@@ -28,7 +28,7 @@ from .distance import CHUNK, STD, WIDTH, Family
 RESULTS = Path("benchmarks/results/long-documents")
 LENGTHS, EVALUATED, DISTANCES = (64, 128, 256, 512, 1024), (256, 1024, 4096, 16_384), (16, 256, 1024, 4096, 16_384)
 TOKENS, FACTS, NAMES, VALUES, FILLERS = 4096, 8, 32, 4, 64
-PADDING, FIRST_VALUE, FIRST_FILLER = 0, 1 + NAMES, 1 + NAMES + VALUES
+PADDING, FIRST_VALUE, MARK, FIRST_FILLER = 0, 1 + NAMES, 1 + NAMES + VALUES, 2 + NAMES + VALUES
 HEADS = {
     "tags": ReformerForTokenClassification,
     "class": ReformerForSequenceClassification,
@@ -61,16 +61,16 @@ def row(task, length, generator, dense=False):
         return {"input_ids": ids, "labels": labels}, distance
     asked = int(torch.randint(FACTS, (1,), generator=generator))
     place = int(facts[asked])
+    question = torch.tensor([MARK, int(ids[place])])
     if task == "class":
-        return {"input_ids": torch.cat([ids, ids[place : place + 1]]), "labels": values[asked]}, length - place
-    value = torch.tensor(place + 2)
-    ids = torch.cat([ids[place : place + 1], ids])
-    return {"input_ids": ids, "start_positions": value, "end_positions": value}, place + 1
+        return {"input_ids": torch.cat([ids, question]), "labels": values[asked]}, length + 1 - place
+    value = torch.tensor(place + 3)
+    return {"input_ids": torch.cat([question, ids]), "start_positions": value, "end_positions": value}, place + 1
 
 
 def batch(task, length, generator, dense=False):
     """Inputs (N, up to length) with padding behind rows of half the length or more, and distances."""
-    room = length - (task != "tags")
+    room = length - 2 * (task != "tags")
     drawn = [
         int(torch.randint(max(room // 2, 4 * FACTS), room + 1, (1,), generator=generator))
         for _ in range(max(1, TOKENS // length))
@@ -166,7 +166,7 @@ def run(kind, rounds, steps, rate, seed):
         if tags is not None:
             take_body(family, tags)
         tags = family if tags is None else tags
-        curve = train(task, family, rounds, steps if task == "tags" else steps // 4, rate, seed)
+        curve = train(task, family, rounds, steps if task == "tags" else steps // 2, rate, seed)
         measured = {
             f"{r} rounds": {length: accuracy(task, family.member(r, length), length) for length in EVALUATED}
             for r in ways

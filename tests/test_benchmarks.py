@@ -308,11 +308,13 @@ def test_needles_can_be_answered_from_the_document_and_from_nothing_else(task):
             assert not any(j in (place, place + 1) for j in asked for place, _ in facts.values())
         elif task == "class":
             place, value = facts[row[-1]]
+            assert row[-2] == long_documents.MARK
             assert int(inputs["labels"][i]) == value and int(distances[i]) == len(row) - 1 - place
         else:
-            place, _ = facts[row[0]]
+            place, _ = facts[row[1]]
+            assert row[0] == long_documents.MARK
             assert int(inputs["start_positions"][i]) == int(inputs["end_positions"][i]) == place + 1
-            assert int(distances[i]) == place
+            assert int(distances[i]) == place - 1
 
 
 def test_long_documents_are_measured_by_distance(tmp_path, monkeypatch):
