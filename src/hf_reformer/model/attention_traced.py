@@ -107,7 +107,7 @@ def _strict(layer, q, k, v, buckets, padding, grid, kept):
     if layer.hashes and not layer.config.allow_duplicate_attention:
         scores = scores - _strict_counts(layer, buckets, order, grid).clamp(min=1).to(scores.dtype).log()
     top = scores.masked_fill(~seen, UNSEEN).amax(-1, keepdim=True).detach()
-    weights = (scores - top).masked_fill(~seen, -math.inf).exp()  # no clamp: at its limit, from torch 2.15 on, gradients are 0
+    weights = (scores - top).masked_fill(~seen, -math.inf).exp()  # torch 2.15: no gradient at the limit of a clamp
     total = weights.sum(-1, keepdim=True)
     weights = weights if kept is None else weights * kept
     out = weights @ _windows(values, grid) / total.clamp(min=torch.finfo(torch.float32).tiny)
