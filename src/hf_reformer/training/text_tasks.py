@@ -39,10 +39,14 @@ class PackedWindows:
         return stream[start : start + self.context]
 
     def training(self, index: int) -> dict:
-        return ex.language_example(self.window(self.stream, self.order[index]))
+        return self.example(self.window(self.stream, self.order[index]), ex.TRAINING, index)
 
     def evaluation(self, index: int) -> dict:
-        return ex.language_example(self.prompt(index))
+        return self.example(self.prompt(index), ex.EVALUATION, index)
+
+    def example(self, window, purpose: int, index: int, **more) -> dict:
+        """A window as an example; `purpose` and `index` are what its random numbers depend on, where it has any."""
+        return ex.language_example(window, **more)
 
     def evaluated_bytes(self, sizes: np.ndarray) -> np.ndarray:
         """(kept windows,) bytes that the predicted tokens stand for: all but the first of each window."""
@@ -66,7 +70,7 @@ class RandomWindows(PackedWindows):
         start = int(random.integers(len(self.stream) - length + 1))
         first = int(random.integers(self.context - length + 1))
         positions = torch.arange(first, first + length)
-        return ex.language_example(self.stream[start : start + length], position_ids=positions)
+        return self.example(self.stream[start : start + length], ex.TRAINING, index, position_ids=positions)
 
 
 class WholeText(PackedWindows):
@@ -84,24 +88,28 @@ class WholeText(PackedWindows):
         return ex.padded_whole(self.held_out[:], self.context, self.pad, 0)
 
 
-class MaskedWindows(PackedWindows):
-    """Windows that share nothing; masked anew each time they are trained on, always the same in evaluation."""
+class Masking:
+    """Makes windows share nothing, and masks them: anew each time they are trained on, always the same in evaluation."""
 
     overlap = 0
 
-    def __init__(self, training, held_out, context, seed, wanted, share: float, tokenizer):
-        super().__init__(training, held_out, context, seed, wanted)
+    def masking(self, share: float, tokenizer):
+        """Itself, with a `share` of the tokens to mask."""
         self.share, self.mask = share, tokenizer.mask_token_id
         self.others = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        return self
 
-    def training(self, index: int) -> dict:
-        return self.masked(self.window(self.stream, self.order[index]), ex.TRAINING, index)
+    def example(self, window, purpose: int, index: int, **more) -> dict:
+        random = ex.generator(self.seed, purpose, index, *[1] * bool(more))  # apart from those that drew the window
+        return {**ex.masked_example(window, random, self.share, self.mask, self.others), **more}
 
-    def evaluation(self, index: int) -> dict:
-        return self.masked(self.prompt(index), ex.EVALUATION, index)
 
-    def masked(self, window, purpose: int, index: int) -> dict:
-        return ex.masked_example(window, ex.generator(self.seed, purpose, index), self.share, self.mask, self.others)
+class MaskedWindows(Masking, PackedWindows):
+    """Windows one after another, masked."""
+
+
+class RandomMaskedWindows(Masking, RandomWindows):
+    """Training windows anywhere, masked."""
 
 
 def text_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
@@ -126,8 +134,8 @@ def windows_of(recipe: Recipe, plan: Plan, corpus) -> PackedWindows:
     data, masked = recipe.data, recipe.task == "masked-lm"
     given = corpus.training, corpus.held_out, data.context, plan.seed
     wanted, longest = recipe.evaluation.examples, max(len(corpus.training), len(corpus.held_out))
-    if masked and data.windows != "packed":
-        raise ValueError(f"data.windows is {data.windows!r}, but must be packed for task masked-lm")
+    if masked and data.windows == "whole":
+        raise ValueError("data.windows is 'whole', but must be packed or random for task masked-lm")
     if data.windows == "whole":
         if longest > data.context:
             raise ValueError(
@@ -135,8 +143,10 @@ def windows_of(recipe: Recipe, plan: Plan, corpus) -> PackedWindows:
             )
         return WholeText(*given, corpus.tokenizer.pad_token_id or 0)
     if data.windows == "random":
-        return RandomWindows(*given, wanted, data.window_plan, plan)
-    return MaskedWindows(*given, wanted, data.mask_share, corpus.tokenizer) if masked else PackedWindows(*given, wanted)
+        windows = (RandomMaskedWindows if masked else RandomWindows)(*given, wanted, data.window_plan, plan)
+    else:
+        windows = (MaskedWindows if masked else PackedWindows)(*given, wanted)
+    return windows.masking(data.mask_share, corpus.tokenizer) if masked else windows
 
 
 def language_task(recipe, windows: PackedWindows, tokenizer, sizes: np.ndarray, counts: dict, **parts) -> Task:
