@@ -41,18 +41,18 @@ def main(argv=None):
     then.add_argument("--masked", type=Path, help="folder of a model of the recipe dna-masked")
     then.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
+    command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     try:
-        run(args)
+        run(args, command)
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 
 
-def run(args):
+def run(args, command):
     if args.command == "prepare":
         for line in prepare(args.files, args.output, args.held_out, args.records):
             print(line)
         return
-    command = " ".join(["python -m benchmarks.dna", *sys.argv[1:]])
     result = {"command": command, "python": sys.version.split()[0], "torch": torch.__version__}
     result |= models.compare(args.data, args.causal, args.masked)
     with replacing_file(args.output) as temporary:

@@ -1,5 +1,6 @@
 """Records of FASTA and GenBank files as upper-case letters, and their split into training and held-out bases."""
 
+import re
 from pathlib import Path
 
 from hf_reformer.files import replacing_file
@@ -26,6 +27,10 @@ def records(path: Path) -> dict[str, bytes]:
     else:
         raise ValueError(f"file {str(path)!r} begins with {start!r}; allowed are FASTA ('>') and GenBank ('LOCUS')")
     for name, letters in found.items():
+        if not re.fullmatch(r"[\w|-][\w.|-]*", name):
+            raise ValueError(
+                f"record {name!r} of {str(path)!r} makes no file name; allowed are letters, digits and _ . | -"
+            )
         wrong = letters.translate(None, LETTERS)
         if wrong or not letters:
             what = f"the letter {chr(wrong[0])!r}" if wrong else "no bases"
@@ -35,13 +40,13 @@ def records(path: Path) -> dict[str, bytes]:
 
 def fasta(text: str) -> dict[str, bytes]:
     """A record is a line of '>' and its name, then lines of letters."""
-    parts = (part.partition("\n") for part in ("\n" + text.lstrip()).split("\n>")[1:])
-    return {(title.split() or [""])[0]: plain(lines) for title, _, lines in parts}
+    parts = [part.partition("\n") for part in ("\n" + text.lstrip()).split("\n>")[1:]]
+    return named(((title.split() or [""])[0], plain(lines)) for title, _, lines in parts)
 
 
 def genbank(text: str) -> dict[str, bytes]:
     """A record ends with `//`; its letters stand between the lines ORIGIN and `//`, numbered and in groups."""
-    found = {}
+    found = []
     for part in ("\n" + text).split("\n//")[:-1]:
         head, _, letters = part.partition("\nORIGIN")
         names = [
@@ -50,13 +55,23 @@ def genbank(text: str) -> dict[str, bytes]:
             if line.startswith(("LOCUS ", "VERSION ")) and line.split()[1:]
         ]
         numbered = letters.partition("\n")[2]
-        found[names[-1] if names else ""] = plain("".join(numbered.translate(DIGITS)))
+        found.append((names[-1] if names else "", plain(numbered.translate(DIGITS))))
     if not found:
         raise ValueError("a GenBank file has no line //; allowed are whole records, which end with it")
-    return found
+    return named(found)
 
 
 DIGITS = dict.fromkeys(map(ord, "0123456789"))
+
+
+def named(pairs) -> dict[str, bytes]:
+    """Name -> letters; `ValueError` where two records have one name."""
+    found = {}
+    for name, letters in pairs:
+        if name in found:
+            raise ValueError(f"a file has two records {name!r}; allowed is one of each name")
+        found[name] = letters
+    return found
 
 
 def plain(lines: str) -> bytes:

@@ -12,8 +12,8 @@ from hf_reformer.training.recipes import load_recipe, recipe_names
 from hf_reformer.training.report import write_recipe
 
 ALL = [
-    "classification", "crime-and-punishment", "dna", "dna-masked", "duplication", "emoji", "enwik8", "help-en-de", "imagenet64", "masked-lm",
-    "question-answering", "quickstart", "recall", "reversal", "summarization", "text", "text-16k",
+    "classification", "crime-and-punishment", "dna", "dna-masked", "duplication", "emoji", "enwik8", "help-en-de",
+    "imagenet64", "masked-lm", "question-answering", "quickstart", "recall", "reversal", "summarization", "text", "text-16k",
     "token-classification", "wmt14-en-de",
 ]  # fmt: skip
 STEPS = [1, 50, 99, 100, 101, 599, 1999, 2000, 2001, 7999, 8000, 20_000]

@@ -141,7 +141,7 @@ def test_samples_of_images_are_pictures(runs):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("text", ["model.hidden_dropout_prob=0.1"]), ("enwik8", []), ("crime-and-punishment", []),
-     ("masked-lm", ["model.local_attention_probs_dropout_prob=0.1"]), ("token-classification", [])],
+     ("masked-lm", ["model.local_attention_probs_dropout_prob=0.1"]), ("dna-masked", []), ("token-classification", [])],
 )  # fmt: skip
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(name, changes, tmp_path, monkeypatch, capsys):
     changes = [f"training.{key}" for key in ("max_steps=9", "eval_steps=4", "save_steps=4")] + changes

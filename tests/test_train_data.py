@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hf_reformer import ReformerByteTokenizer, ReformerImageProcessor
+from hf_reformer.model.losses import IGNORED
 from hf_reformer.training import examples, images, metrics, text_tasks
 from hf_reformer.training.corpus import Stream, joined
 from hf_reformer.training.data_order import DataOrder, _digest
@@ -18,7 +19,14 @@ from hf_reformer.training.recipes import load_recipe, recipe_names
 from hf_reformer.training.settings import ImageData, RecallData, TextData
 from hf_reformer.training.task import Plan
 from hf_reformer.training.tasks import build_task
-from hf_reformer.training.text_tasks import MaskedWindows, PackedWindows, RandomWindows, StreamedWindows, WholeText
+from hf_reformer.training.text_tasks import (
+    MaskedWindows,
+    PackedWindows,
+    RandomMaskedWindows,
+    RandomWindows,
+    StreamedWindows,
+    WholeText,
+)
 
 
 def settings(**changes):
@@ -125,6 +133,31 @@ def test_the_window_plan_gives_lengths_by_the_share_of_steps_and_positions_anywh
     firsts = {int(x["position_ids"][0]) for x in made[:20]}
     assert len(firsts) > 5
     assert max(int(x["position_ids"][-1]) for x in made) <= 15
+
+
+def test_random_masked_windows_follow_the_plan_and_are_masked_anew():
+    text = stream(*range(2, 250))
+    windows = RandomMaskedWindows(
+        text, text, 64, 0, None, [[0.5, 16], [1.0, 64]], Plan(steps=10, per_step=4, seed=0), 0.25, build_masked()
+    )
+    made = [windows.training(i) for i in range(40)]
+    assert [len(x["input_ids"]) for x in made] == [16] * 20 + [64] * 20
+    assert len({int(x["position_ids"][0]) for x in made[:20]}) > 10
+    chosen = torch.cat([x["labels"] for x in made]) != IGNORED
+    assert 0.2 < chosen.float().mean() < 0.3
+    for example in made:
+        ids, labels = example["input_ids"], example["labels"]
+        rest = torch.where(labels == IGNORED, ids, labels)
+        assert torch.equal(rest, torch.arange(int(rest[0]), int(rest[0]) + len(ids)))  # one piece of the text
+    assert sum(bool((x["input_ids"] == windows.mask).any()) for x in made) > 30
+    assert torch.equal(windows.evaluation(2)["input_ids"], windows.evaluation(2)["input_ids"])
+    assert [len(windows.prompt(i)) for i in range(len(windows.kept))] == [64, 64, 64, 56]  # these share nothing
+
+
+def test_a_masked_language_model_refuses_the_whole_text_as_a_window():
+    recipe = load_recipe("masked-lm", ["data.windows=whole"], smoke=True)
+    with pytest.raises(ValueError, match="data.windows is 'whole', but must be packed or random"):
+        build_task(recipe, Plan(steps=2, per_step=1, seed=0))
 
 
 def test_a_whole_text_moves_within_its_padding():

@@ -11,7 +11,7 @@ import torch
 
 from ..model.losses import IGNORED
 
-TRAINING, EVALUATION = 0, 1  # separate the random numbers of both
+TRAINING, EVALUATION, MASKING = 0, 1, 2  # separate the random numbers; the last are of windows that chance has drawn
 PADDING = {"labels": IGNORED}  # what fills up the other keys is the padding token or 0
 
 

@@ -70,7 +70,7 @@ class RandomWindows(PackedWindows):
         start = int(random.integers(len(self.stream) - length + 1))
         first = int(random.integers(self.context - length + 1))
         positions = torch.arange(first, first + length)
-        return self.example(self.stream[start : start + length], ex.TRAINING, index, position_ids=positions)
+        return self.example(self.stream[start : start + length], ex.MASKING, index, position_ids=positions)
 
 
 class WholeText(PackedWindows):
@@ -93,23 +93,29 @@ class Masking:
 
     overlap = 0
 
-    def masking(self, share: float, tokenizer):
-        """Itself, with a `share` of the tokens to mask."""
+    def set_masking(self, share: float, tokenizer) -> None:
         self.share, self.mask = share, tokenizer.mask_token_id
         self.others = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
-        return self
 
     def example(self, window, purpose: int, index: int, **more) -> dict:
-        random = ex.generator(self.seed, purpose, index, *[1] * bool(more))  # apart from those that drew the window
+        random = ex.generator(self.seed, purpose, index)
         return {**ex.masked_example(window, random, self.share, self.mask, self.others), **more}
 
 
 class MaskedWindows(Masking, PackedWindows):
     """Windows one after another, masked."""
 
+    def __init__(self, training, held_out, context, seed, wanted, share: float, tokenizer):
+        super().__init__(training, held_out, context, seed, wanted)
+        self.set_masking(share, tokenizer)
+
 
 class RandomMaskedWindows(Masking, RandomWindows):
     """Training windows anywhere, masked."""
+
+    def __init__(self, training, held_out, context, seed, wanted, window_plan, plan: Plan, share: float, tokenizer):
+        super().__init__(training, held_out, context, seed, wanted, window_plan, plan)
+        self.set_masking(share, tokenizer)
 
 
 def text_task(recipe: Recipe, plan: Plan, tokenizer) -> Task:
@@ -142,11 +148,10 @@ def windows_of(recipe: Recipe, plan: Plan, corpus) -> PackedWindows:
                 f"data.context is {data.context}, but must be at least {longest}, the tokens of the text, for windows: whole"
             )
         return WholeText(*given, corpus.tokenizer.pad_token_id or 0)
-    if data.windows == "random":
-        windows = (RandomMaskedWindows if masked else RandomWindows)(*given, wanted, data.window_plan, plan)
-    else:
-        windows = (MaskedWindows if masked else PackedWindows)(*given, wanted)
-    return windows.masking(data.mask_share, corpus.tokenizer) if masked else windows
+    plan_of_windows = (data.window_plan, plan) if data.windows == "random" else ()
+    masking = (data.mask_share, corpus.tokenizer) if masked else ()
+    kinds = (PackedWindows, MaskedWindows), (RandomWindows, RandomMaskedWindows)
+    return kinds[data.windows == "random"][masked](*given, wanted, *plan_of_windows, *masking)
 
 
 def language_task(recipe, windows: PackedWindows, tokenizer, sizes: np.ndarray, counts: dict, **parts) -> Task:
