@@ -1,5 +1,6 @@
 """What held-out bases cost: Markov models, `xz -9`, counted two-sided contexts, and trained models, all in bits per base."""
 
+import json
 import lzma
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hf_reformer.training import examples
 from hf_reformer.training.evaluate import evaluate_model
 from hf_reformer.training.vocabulary import load_tokenizer
 
-ORDERS, FLANKS, SMOOTHING = range(1, 13), range(7), (1, 1 / 4, 1 / 16)
+ORDERS, FLANKS, SMOOTHING = range(1, 13), range(11), (1, 1 / 4, 1 / 16)
 BLENDED, WEIGHT = (4, 16), 1 / 16  # orders; chosen on the last 20,000 bases of the training text of each record
 MASK_SHARE = 0.15
 
@@ -186,6 +187,13 @@ def masked(model: Path, training: list[bytes], held_out: dict[str, bytes], lette
     return {"masked_bases": len(truth)} | {name: score(np.concatenate(parts), truth) for name, parts in rows.items()}
 
 
+def run_of(model: Path) -> dict:
+    """How a model was trained, from the results that its run left beside it."""
+    path = Path(model).parent / "results.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: found[key] for key in ("command", "steps", "training_seconds", "seed", "parameters") if key in found}
+
+
 def compare(folder: Path, causal_model: Path | None, masked_model: Path | None) -> dict:
     """All figures on the folders that `prepare` has written."""
     training, held_out = read(folder / "training"), read(folder / "held-out")
@@ -201,7 +209,7 @@ def compare(folder: Path, causal_model: Path | None, masked_model: Path | None) 
         "xz -9": {"all": mean(xz, held_out), **xz},
     }
     if causal_model is not None:
-        result["causal"] = causal(causal_model, folder)
+        result["causal"] = {**run_of(causal_model), **causal(causal_model, folder)}
     if masked_model is not None:
-        result["masked"] = masked(masked_model, texts, held_out, letters)
+        result["masked"] = {**run_of(masked_model), **masked(masked_model, texts, held_out, letters)}
     return result

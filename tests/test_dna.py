@@ -215,6 +215,7 @@ def test_compare_measures_models_on_the_same_bases(tmp_path):
     assert found["causal"]["a"] == pytest.approx(bits, rel=0.02)  # measured in half precision where there is such
     assert found["causal"]["all"] == pytest.approx((found["causal"]["a"] + found["causal"]["b"]) / 2)
     assert set(found["markov"]) == {str(order) for order in range(1, 13)}
+    assert (found["causal"]["steps"], found["masked"]["steps"]) == (2, 2)
     masked = found["masked"]
     assert 10 < masked["masked_bases"] < 45
     assert 0 <= masked["model"]["accuracy"] <= 1
