@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_reformer import ReformerForMaskedLM
+from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
 from hf_reformer.training import examples
 from hf_reformer.training.evaluate import evaluate_model
 from hf_reformer.training.vocabulary import load_tokenizer
 
 ORDERS, FLANKS, SMOOTHING = range(1, 13), range(11), (1, 1 / 4, 1 / 16)
 BLENDED, WEIGHT = (4, 16), 1 / 16  # orders; chosen on the last 20,000 bases of the training text of each record
-MASK_SHARE = 0.15
+MASK_SHARE, RUN = 0.15, 24
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -115,10 +115,24 @@ def xz_bits(training: bytes, document: bytes) -> float:
     return 8 * (sizes[1] - sizes[0]) / len(document)
 
 
-def known_share(training: list[bytes], document: bytes, length: int = 24) -> float:
-    """Share of the document's runs of `length` bases that stand in the training text as well."""
+def known_runs(training: list[bytes], document: bytes, length: int = RUN) -> np.ndarray:
+    """(places,) whether the run of `length` bases that begins at each place of the document stands in the training text too."""
     runs = {text[i : i + length] for text in training for i in range(len(text) - length + 1)}
-    return float(np.mean([document[i : i + length] in runs for i in range(len(document) - length + 1)]))
+    return np.array([document[i : i + length] in runs for i in range(len(document) - length + 1)])
+
+
+@torch.no_grad()
+def costs_after_runs(model: Path, known: dict[str, np.ndarray], held_out: dict[str, bytes]) -> dict:
+    """Bits per base of a causal model, after runs that stand in the training text and after others."""
+    network, tokenizer, found = ReformerForCausalLM.from_pretrained(model).eval(), ReformerByteTokenizer(), {}
+    for name, document in held_out.items():
+        ids = torch.tensor([tokenizer.encode_bytes(document)])
+        logits = network(input_ids=ids).logits[0, RUN - 1 : -1]
+        bits = torch.nn.functional.cross_entropy(logits.float(), ids[0, RUN:], reduction="none").numpy() / np.log(2)
+        places = known[name][:-1]
+        groups = {"known": bits[places], "new": bits[~places]}
+        found[name] = {group: float(values.mean()) for group, values in groups.items() if len(values)}
+    return found
 
 
 def causal(model: Path, folder: Path) -> dict:
@@ -199,17 +213,19 @@ def compare(folder: Path, causal_model: Path | None, masked_model: Path | None) 
     training, held_out = read(folder / "training"), read(folder / "held-out")
     texts, letters = list(training.values()), bytes(sorted(set(b"".join([*training.values(), *held_out.values()]))))
     whole = b"\n".join(texts) + b"\n"
+    known = {name: known_runs(texts, document) for name, document in held_out.items()}
     xz = {name: xz_bits(whole, document) for name, document in held_out.items()}
     result = {
         "training_bases": sum(map(len, texts)),
         "held_out_bases": {name: len(document) for name, document in held_out.items()},
-        "held_out_24-mers_in_training": {name: known_share(texts, document) for name, document in held_out.items()},
+        f"held_out_{RUN}-mers_in_training": {name: float(places.mean()) for name, places in known.items()},
         "markov": markov(texts, held_out, letters),
         "blend": blend(texts, held_out, letters),
         "xz -9": {"all": mean(xz, held_out), **xz},
     }
     if causal_model is not None:
         result["causal"] = {**run_of(causal_model), **causal(causal_model, folder)}
+        result["causal"][f"after_{RUN}-mers"] = costs_after_runs(causal_model, known, held_out)
     if masked_model is not None:
         result["masked"] = {**run_of(masked_model), **masked(masked_model, texts, held_out, letters)}
     return result

@@ -14,7 +14,7 @@ from benchmarks.dna_models import (
     Counts,
     blend_bits,
     flank_chances,
-    known_share,
+    known_runs,
     markov,
     markov_bits,
     masked_window,
@@ -169,11 +169,13 @@ def test_xz_knows_what_it_has_read():
     assert 2 < xz_bits(text, new) < 2.5
 
 
-def test_known_share():
-    text = bases(6, 500).encode()
-    assert known_share([text], text[100:200]) == 1
-    assert known_share([text], bases(7, 100).encode()) == 0
-    assert known_share([text], text[100:150] + bases(7, 50).encode()) == pytest.approx(27 / 77, abs=0.03)
+def test_runs_that_stand_in_the_training_text():
+    text, new = bases(6, 500).encode(), bases(7, 100).encode()
+    assert known_runs([new, text], text[100:200]).all()
+    assert not known_runs([text], new).any()
+    assert np.flatnonzero(known_runs([text], new[:40] + text[100:130] + new[40:]))[[0, -1]] == pytest.approx(
+        [40, 46], abs=2
+    )
 
 
 def test_chances_of_masked_bases_back_off_where_a_neighbour_is_masked():
@@ -214,6 +216,9 @@ def test_compare_measures_models_on_the_same_bases(tmp_path):
     bits = model(input_ids=ids, labels=ids).loss.item() / math.log(2)
     assert found["causal"]["a"] == pytest.approx(bits, rel=0.02)  # measured in half precision where there is such
     assert found["causal"]["all"] == pytest.approx((found["causal"]["a"] + found["causal"]["b"]) / 2)
+    after = found["causal"]["after_24-mers"]["a"]
+    loss = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, 23:-1], ids[0, 24:]).item()
+    assert after == {"new": pytest.approx(loss / math.log(2), rel=1e-4)}
     assert set(found["markov"]) == {str(order) for order in range(1, 13)}
     assert (found["causal"]["steps"], found["masked"]["steps"]) == (2, 2)
     masked = found["masked"]
