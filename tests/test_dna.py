@@ -190,6 +190,13 @@ def test_chances_of_masked_bases_back_off_where_a_neighbour_is_masked():
     assert result == {"bits": pytest.approx((1 + math.log2(6)) / 2), "accuracy": 0.5}
 
 
+def test_a_masked_neighbour_is_not_taken_for_a_base():
+    """G stands between A and T; of C and a masked base the number, 1 * 4 - 1, would be that of A and T."""
+    counts = [Counts([b"AGTCC"], b"ACGT", flank, flank) for flank in (0, 1)]
+    found = flank_chances(counts, np.array([1, -1, -1]), 1)  # C ? ?
+    assert found[1].tolist() == pytest.approx([2 / 9, 3 / 9, 2 / 9, 2 / 9])
+
+
 def test_masked_bases_are_those_of_the_recipes_evaluation():
     tokenizer = ReformerByteTokenizer()
     tokenizer.add_special_tokens({"mask_token": "<mask>"})
