@@ -74,21 +74,17 @@ class Family:
         return self.members[key]
 
 
-def train(kind, rounds, steps, rate, seed):
-    """The family, and its loss every 50 steps."""
-    torch.manual_seed(seed)
-    family, generator = Family(kind), torch.Generator().manual_seed(1_000 + seed)
+def fit(family, steps, rate, loss_of, *name):
+    """Trains the family by AdamW on `loss_of(step)`, where that is not None; its loss every 50 steps, printed behind `name`."""
     optimizer = torch.optim.AdamW(family.parameters(), lr=rate, weight_decay=0.1)
     warm, curve = steps // 20 + 1, []
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
     for step in range(steps):
-        dense = 3 * step < steps
-        length = LENGTHS[0] if dense else LENGTHS[step % len(LENGTHS)]
-        ids, labels = rows(length, generator, dense)
-        logits, asked = family.member(rounds, length)(ids).logits, labels >= 0
-        loss = F.cross_entropy(logits[asked], labels[asked])
+        loss = loss_of(step)
+        if loss is None:
+            continue
         loss.backward()
         torch.nn.utils.clip_grad_norm_(family.parameters(), 1.0)
         optimizer.step()
@@ -96,8 +92,51 @@ def train(kind, rounds, steps, rate, seed):
         schedule.step()
         if step % 50 == 49:
             curve.append([step + 1, round(loss.item(), 4)])
-            print(kind, rounds, seed, *curve[-1], flush=True)
-    return family, curve
+            print(*name, *curve[-1], flush=True)
+    return curve
+
+
+def by_distance(hits, far, distances):
+    """Shares of `hits` (n,), of all and where `far` (n,) is up to each of `distances`: {"all": ..., "16": up to 16, ...}."""
+    found, least = {"all": round(float(hits.double().mean()), 4)}, 0
+    for largest in distances:
+        within = (far > least) & (far <= largest)
+        found |= {str(largest): round(float(hits[within].double().mean()), 4)} if within.any() else {}
+        least = largest
+    return found
+
+
+def command(name, description, kinds, steps, results, run, argv):
+    """`python -m benchmarks.NAME`: calls `run(kind, rounds, steps, learning_rate, seed)` and writes what it gives into a file."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--kind", default="strict_lsh", choices=kinds)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=results)
+    arguments = vars(parser.parse_args(argv))
+    output, start = arguments.pop("output"), time.process_time()
+    result = {"setting": arguments, **run(*arguments.values())}
+    result["processor_seconds"] = round(time.process_time() - start)
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing_file(output / "{kind}-{rounds}-{steps}-{seed}.json".format(**arguments)) as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+
+
+def train(kind, rounds, steps, rate, seed):
+    """The family, and its loss every 50 steps."""
+    torch.manual_seed(seed)
+    family, generator = Family(kind), torch.Generator().manual_seed(1_000 + seed)
+
+    def loss_of(step):
+        dense = 3 * step < steps
+        length = LENGTHS[0] if dense else LENGTHS[step % len(LENGTHS)]
+        ids, labels = rows(length, generator, dense)
+        logits, asked = family.member(rounds, length)(ids).logits, labels >= 0
+        return F.cross_entropy(logits[asked], labels[asked])
+
+    return family, fit(family, steps, rate, loss_of, kind, rounds, seed)
 
 
 @torch.no_grad()

@@ -8,9 +8,6 @@ mark and a name, whose value is the answer. So all need what may stand anywhere 
 `benchmarks.distance`, but both ways; tags are learned first, and the two other heads go on from that model.
 """
 
-import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
@@ -21,9 +18,8 @@ from hf_reformer import (
     ReformerForSequenceClassification,
     ReformerForTokenClassification,
 )
-from hf_reformer.files import replacing_file
 
-from .distance import CHUNK, STD, WIDTH, Family
+from .distance import CHUNK, STD, WIDTH, Family, by_distance, command, fit
 
 RESULTS = Path("benchmarks/results/long-documents")
 LENGTHS, EVALUATED, DISTANCES = (64, 128, 256, 512, 1024), (256, 1024, 4096, 16_384), (16, 256, 1024, 4096, 16_384)
@@ -109,27 +105,18 @@ def builder(task):
 def train(task, family, rounds, steps, rate, seed):
     """Its loss every 50 steps. Tags begin with rows full of names."""
     generator = torch.Generator().manual_seed(1_000 + seed)
-    optimizer = torch.optim.AdamW(family.parameters(), lr=rate, weight_decay=0.1)
-    warm, curve = steps // 20 + 1, []
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, (steps - s) / (steps - warm)))
-    for step in range(steps):
+
+    def loss_of(step):
         dense = task == "tags" and 3 * step < steps
         length = LENGTHS[0] if dense else LENGTHS[step % len(LENGTHS)]
-        loss = family.member(rounds, length)(**batch(task, length, generator, dense)[0]).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(family.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 50 == 49:
-            curve.append([step + 1, round(loss.item(), 4)])
-            print(task, family.kind, rounds, seed, *curve[-1], flush=True)
-    return curve
+        return family.member(rounds, length)(**batch(task, length, generator, dense)[0]).loss
+
+    return fit(family, steps, rate, loss_of, task, family.kind, rounds, seed)
 
 
 @torch.no_grad()
 def accuracy(task, model, length, batches=16):
-    """Share of right tags, classes or answers, of all and by distance: {"all": ..., "16": up to 16 tokens, ...}."""
+    """Shares of right tags, classes or answers, `by_distance` in tokens."""
     model.eval()
     generator, right, far = torch.Generator().manual_seed(77), [], []
     for _ in range(batches):
@@ -143,12 +130,7 @@ def accuracy(task, model, length, batches=16):
             hits = output.logits.argmax(-1) == inputs["labels"]
         there = distances > 0
         right, far = [*right, hits[there]], [*far, distances[there]]
-    right, far, least, found = torch.cat(right).double(), torch.cat(far), 0, {}
-    for largest in DISTANCES:
-        within = (far > least) & (far <= largest)
-        found |= {str(largest): round(float(right[within].mean()), 4)} if within.any() else {}
-        least = largest
-    return {"all": round(float(right.mean()), 4), **found}
+    return by_distance(torch.cat(right), torch.cat(far), DISTANCES)
 
 
 def take_body(family, other):
@@ -177,23 +159,7 @@ def run(kind, rounds, steps, rate, seed):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_documents", description=__doc__)
-    parser.add_argument("--kind", default="strict_lsh", choices=["strict_lsh", "lsh", "full", "full_shared_qk", "none"])
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args(argv)
-    names = ("kind", "rounds", "steps", "learning_rate", "seed")
-    setting = {name: getattr(arguments, name) for name in names}
-    start = time.process_time()
-    result = {"setting": setting, **run(*setting.values())}
-    result["processor_seconds"] = round(time.process_time() - start)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"{arguments.kind}-{arguments.rounds}-{arguments.steps}-{arguments.seed}.json"
-    with replacing_file(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
+    command("long_documents", __doc__, ["strict_lsh", "lsh", "full", "full_shared_qk", "none"], 400, RESULTS, run, argv)
 
 
 if __name__ == "__main__":

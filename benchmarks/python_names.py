@@ -8,13 +8,10 @@ them are held out. Four layers without positions: local ones, which see three to
 is looked at.
 """
 
-import argparse
 import ast
 import io
-import json
 import keyword
 import os
-import time
 import tokenize
 import zlib
 from pathlib import Path
@@ -22,15 +19,16 @@ from pathlib import Path
 import torch
 
 from hf_reformer import ReformerConfig, ReformerForTokenClassification
-from hf_reformer.files import replacing_file
 
-from .distance import Family
+from .distance import Family, by_distance, command, fit
 
 RESULTS = Path("benchmarks/results/python-names")
 KINDS = ("import", "function", "class")
 LONGEST, LEAST, TRAINED, NUMBERS = 16_384, 256, (512, 1024, 2048, 4096), 2048
 DISTANCES = (8, 64, 512, 4096, LONGEST)
 PADDING, IGNORED = 0, -100
+# what binds such a name stands right before it; what imports one, anywhere before it in its line
+BEFORE = {1: "def", 2: "class"}
 
 
 def bindings(tree):
@@ -94,7 +92,7 @@ class Rows:
         begin = int(torch.randint(max(1, len(words) - longest + 1), (1,), generator=generator))
         words = words[begin : begin + longest]
         numbers = torch.randperm(NUMBERS, generator=generator).tolist()
-        own, first, ids, tags, distances = {}, {}, [], [], []
+        own, first, ids, tags, distances, imports = {}, {}, [], [], [], False
         for place, (text, name) in enumerate(words):
             if not name:
                 ids.append(self.signs.get(text, len(self.signs) + 1))
@@ -103,8 +101,11 @@ class Rows:
             known = name and text in kinds
             tags.append(kinds[text] if known and text in first else IGNORED)
             distances.append(place - first[text] if known and text in first else 0)
-            if known and text not in first and words[place - 1][0] in ("import", "def", "class", ",", "(", "as"):
-                first[text] = place
+            imports = text == "import" or (imports and text != "NEWLINE")
+            if known and text not in first:
+                before = words[max(place - 1, 0)][0]
+                if imports if kinds[text] == 0 else before == BEFORE[kinds[text]]:
+                    first[text] = place
         return ids, tags, distances
 
     def batch(self, rows):
@@ -131,25 +132,17 @@ def builder(vocabulary):
 
 
 def train(family, data, training, rounds, steps, rate, seed):
-    generator, curve = torch.Generator().manual_seed(1_000 + seed), []
-    optimizer = torch.optim.AdamW(family.parameters(), lr=rate, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 50, (steps - s) / steps))
-    for step in range(steps):
+    """Its loss every 50 steps."""
+    generator = torch.Generator().manual_seed(1_000 + seed)
+
+    def loss_of(step):
         length = TRAINED[step % len(TRAINED)]
         chosen = torch.randint(len(training), (TRAINED[-1] // length,), generator=generator).tolist()
         inputs, _ = data.batch([data.row(training[i], generator, length) for i in chosen])
-        if not (inputs["labels"] >= 0).any():
-            continue
-        loss = family.member(rounds, length)(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(family.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 50 == 49:
-            curve.append([step + 1, round(loss.item(), 4)])
-            print(family.kind, rounds, seed, *curve[-1], flush=True)
-    return curve
+        asked = bool((inputs["labels"] >= 0).any())
+        return family.member(rounds, length)(**inputs).loss if asked else None
+
+    return fit(family, steps, rate, loss_of, family.kind, rounds, seed)
 
 
 @torch.no_grad()
@@ -164,40 +157,26 @@ def accuracy(model, data, held_out):
         hits.append((logits.argmax(-1) == inputs["labels"])[asked])
         far.append(distances[asked])
         tags.append(inputs["labels"][asked])
-    hits, far, tags = torch.cat(hits).double(), torch.cat(far), torch.cat(tags)
-    found, least = {"all": round(float(hits.mean()), 4)}, 0
-    for largest in DISTANCES:
-        within = (far > least) & (far <= largest)
-        found |= {str(largest): round(float(hits[within].mean()), 4)} if within.any() else {}
-        least = largest
+    tags = torch.cat(tags)
+    found = by_distance(torch.cat(hits), torch.cat(far), DISTANCES)
     return found | {"tags": len(tags), "commonest": round(float(tags.bincount().max() / len(tags)), 4)}
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.python_names", description=__doc__)
-    parser.add_argument("--kind", default="strict_lsh", choices=["strict_lsh", "full", "full_shared_qk", "none"])
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args(argv)
-    names = ("kind", "rounds", "steps", "learning_rate", "seed")
-    setting = {name: getattr(arguments, name) for name in names}
+def run(kind, rounds, steps, rate, seed):
+    """How many files there are, curve and accuracies."""
     training, held_out = files()
     data = Rows(training)
-    torch.manual_seed(arguments.seed)
-    family, start = Family(arguments.kind, builder(data.vocabulary)), time.process_time()
-    curve = train(family, data, training, arguments.rounds, arguments.steps, arguments.learning_rate, arguments.seed)
-    ways = [arguments.rounds] if arguments.kind != "strict_lsh" else sorted({arguments.rounds, 8, 16})
+    torch.manual_seed(seed)
+    family = Family(kind, builder(data.vocabulary))
+    curve = train(family, data, training, rounds, steps, rate, seed)
+    ways = sorted({rounds, 8, 16}) if kind == "strict_lsh" else [rounds]
     found = {f"{n} rounds": accuracy(family.member(n, LONGEST), data, held_out) for n in ways}
-    result = {"setting": setting, "files": [len(training), len(held_out)], "curve": curve, "accuracy": found}
-    result["processor_seconds"] = round(time.process_time() - start)
-    print(result["accuracy"], flush=True)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"{arguments.kind}-{arguments.rounds}-{arguments.steps}-{arguments.seed}.json"
-    with replacing_file(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
+    print(found, flush=True)
+    return {"files": [len(training), len(held_out)], "curve": curve, "accuracy": found}
+
+
+def main(argv=None):
+    command("python_names", __doc__, ["strict_lsh", "full", "full_shared_qk", "none"], 400, RESULTS, run, argv)
 
 
 if __name__ == "__main__":

@@ -220,6 +220,21 @@ def test_a_gradient_can_be_differentiated(kind, changes):
     assert_close((along * direction).sum(), (expected * direction).sum(), 1e-5)
 
 
+@pytest.mark.parametrize("kind", CHUNKED)
+def test_a_gradient_does_not_hang_on_a_clamp_at_its_limit(kind, monkeypatch):
+    """There it is 1 up to torch 2.13 and 0 in 2.15: here it is 0 in all."""
+
+    def clamp(x, min=None, max=None):
+        for limit, inside in ((min, torch.gt), (max, torch.lt)):
+            x = x if limit is None else torch.where(inside(x, limit), x, torch.full_like(x, limit))
+        return x
+
+    module, (q, k, v), rotations = layer(kind)
+    (expected,) = torch.autograd.grad(module.over_all((q, k, v), rotations)[0].square().sum(), q)
+    monkeypatch.setattr(torch.Tensor, "clamp", clamp)
+    assert_close(torch.autograd.grad(module.traced((q, k, v), rotations)[0].square().sum(), q)[0], expected, 1e-9)
+
+
 @pytest.mark.parametrize("run", ["over_all", "traced"])
 @pytest.mark.parametrize("kind", CHUNKED)
 def test_torch_func_gives_the_gradients_of_autograd(kind, run):

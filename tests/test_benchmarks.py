@@ -334,13 +334,14 @@ import os
 from sys import path as here, argv
 
 def f(x):
-    return os.sep
+    x(g, os.sep)
 
 class C(f.Base):
     pass
 
 def g():
     os.x = f(C, argv, here)
+    g(f)
 
 f2 = g
 """
@@ -350,14 +351,19 @@ def test_names_of_a_file_are_tagged_from_the_second_time_on(tmp_path):
     (tmp_path / "a.py").write_text(SOURCE)
     (tmp_path / "b.py").write_text("def broken(")
     words, kinds = file = python_names.read(tmp_path / "a.py")
-    assert (
-        kinds == {"os": 0, "here": 0, "argv": 0, "f": 1, "C": 2, "g": 1}
-        and python_names.read(tmp_path / "b.py") is None
-    )
+    assert kinds == {"os": 0, "here": 0, "argv": 0, "f": 1, "C": 2, "g": 1}
+    assert python_names.read(tmp_path / "b.py") is None
     data = python_names.Rows([file])
     ids, tags, distances = data.row(file, torch.Generator().manual_seed(0))
     said = [(words[i][0], tag, words[i - distances[i]][0]) for i, tag in enumerate(tags) if tag >= 0]
-    assert said == [(n, kinds[n], n) for n in ("os", "f", "os", "f", "C", "argv", "here", "g")]
+    assert said == [(n, kinds[n], n) for n in ("os", "f", "os", "f", "C", "argv", "here", "g", "f", "g")]
+    assert [words[i][0] for i, d in enumerate(distances) if d and words[i - d - 1][0] == "def"] == [
+        "f",
+        "f",
+        "g",
+        "f",
+        "g",
+    ]
     names = {text: number for (text, name), number in zip(words, ids, strict=True) if name}
     assert len(set(names.values())) == len(names) and min(names.values()) > max(data.signs.values())
     again = data.row(file, torch.Generator().manual_seed(1))[0]

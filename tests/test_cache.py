@@ -354,7 +354,9 @@ def test_two_caches_by_two_names_are_refused():
             ValueError, match="`past_buckets_states` is given beside `cache`, but must be None or the same"
         ):
             model(input_ids, cache=other, past_buckets_states=one)
-        with pytest.raises(ValueError, match="`cache` is a tuple|`past_key_values` is a tuple"):
+        with pytest.raises(ValueError, match="`past_key_values` is given beside|`past_buckets_states` is given beside"):
+            model.reformer(input_ids, None, None, None, None, one, past_key_values=other)  # one of them by its place
+        with pytest.raises(ValueError, match="`past_key_values` is a tuple"):
             model(input_ids, cache=())
 
 

@@ -13,6 +13,9 @@ from hf_reformer import (
     ReformerForTokenClassification,
     ReformerQuestionAnsweringPipeline,
 )
+from hf_reformer.training.row_formats import QuestionRows
+from hf_reformer.training.rows import RowSet
+from hf_reformer.training.settings import QuestionData
 
 QUESTION, TEXT = "Which?", "Zaïre, 日本 and so on. Then, by and by, it rained; nobody had thought of that. " * 6
 LONGEST = 221
@@ -56,10 +59,9 @@ def test_the_likeliest_answer_of_all_windows(size, overlap, longest):
     windows, wanted = all_answers(ask, TEXT, size, overlap, longest)
     assert windows > 2
     more = {} if longest == 1000 else {"max_answer_len": longest}
-    if (size, overlap) != (
-        214,
-        26,
-    ):  # what it takes by itself: the model's 221 positions less the question, and an eighth
+    if (
+        size != 214
+    ):  # what it takes by itself, with an overlap of an eighth: the model's 221 positions less the question
         more |= {"max_seq_len": size + len(QUESTION) + 1, "doc_stride": overlap}
     found = ask(question=QUESTION, context=TEXT, **more)
     assert found["score"] == pytest.approx(max(wanted.values()), rel=1e-9)
@@ -76,6 +78,7 @@ def test_windows_at_a_time_and_several_texts_change_nothing(padding_side):
         ask(rows),
         ask(rows, batch_size=2),
         ask(question=[QUESTION] * 3, context=[row["context"] for row in rows]),
+        list(ask(row for row in rows)),
     ):
         assert [{**answer, "score": None} for answer in found] == [{**answer, "score": None} for answer in one_by_one]
         assert [a["score"] for a in found] == pytest.approx([a["score"] for a in one_by_one], rel=1e-9)
@@ -86,9 +89,8 @@ def test_several_answers_come_likeliest_first():
     _, wanted = all_answers(ask, TEXT, 214, 26, 30)
     found = ask(question=QUESTION, context=TEXT, max_answer_len=30, top_k=5)
     scores = [answer["score"] for answer in found]
-    assert (
-        len(found) == 5 and scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(max(wanted.values()))
-    )
+    assert len(found) == 5 and scores == sorted(scores, reverse=True)
+    assert scores[0] == pytest.approx(max(wanted.values()))
     for answer in found:
         assert 0 < answer["score"] <= wanted[answer["start"], answer["end"]] * (1 + 1e-9)
     assert len({(answer["start"], answer["end"]) for answer in found}) == 5
@@ -112,6 +114,20 @@ def test_several_answers_come_likeliest_first():
 def test_what_is_no_question_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         asking()(**arguments)
+
+
+def test_what_is_asked_is_put_together_as_in_training():
+    """With a separator of the tokenizer's own, which stands behind the question then, and not its end token."""
+    ask = asking()
+    ask.tokenizer.add_special_tokens({"sep_token": "<sep>"})
+    data = QuestionData(context=LONGEST)
+    row = {"question": QUESTION, "context": TEXT[:150], "answers": {"text": [TEXT[:5]], "answer_start": [0]}}
+    trained = QuestionRows(data, RowSet([row], [row], None, "", "", "", {}), [row], ask.tokenizer).encode(row)[
+        "input_ids"
+    ]
+    (asked,) = ask.preprocess(row)
+    assert asked["input_ids"][0].tolist() == trained
+    assert trained[len(QUESTION)] == ask.tokenizer.sep_token_id != ask.tokenizer.eos_token_id
 
 
 def test_another_model_is_refused():

@@ -1,18 +1,16 @@
 """The Reformer and its heads as transformers models. Shapes: B batch, L length, V vocabulary, 2 * hidden: both streams."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .adapters import register_lora_targets
-from .cache import CACHE_NAMES, CachedTokens, ReformerCache, leaves_cache_on_failure
+from .cache import CACHE_NAMES, CachedTokens, ReformerCache, leaves_cache_on_failure, take_cache
 from .configuration_reformer import PUBLISHED_LAYERS, ReformerConfig
 from .embeddings import (
     AxialPositionEmbeddings,
@@ -36,6 +34,7 @@ from .inputs import (
 )
 from .layer import Context, ReformerLayer
 from .losses import IGNORED, mean_token_loss, next_token_labels, token_losses
+from .outputs import ReformerCausalLMOutput, ReformerModelOutput
 from .recompute import has_own_hooks
 from .tokenwise import tokenwise
 from .tracing import tracing
@@ -43,55 +42,6 @@ from .tracing import tracing
 logger = logging.get_logger(__name__)
 
 LEAST_TOKENS = 64  # that the head works on at a time, however large the vocabulary
-
-
-class _CacheOfManyNames:
-    """The field `past_buckets_states`, as in the Reformer of transformers, also under the names of today (`CACHE_NAMES`)."""
-
-    @property
-    def past_key_values(self):
-        return self.past_buckets_states
-
-    cache = past_key_values
-
-    def __getitem__(self, key):
-        return super().__getitem__(_field(key))
-
-    def __contains__(self, key):
-        return super().__contains__(_field(key))
-
-    def get(self, key, default=None):
-        return super().get(_field(key), default)
-
-
-def _field(key):
-    return "past_buckets_states" if isinstance(key, str) and key in CACHE_NAMES else key
-
-
-@dataclass
-class ReformerModelOutput(_CacheOfManyNames, ModelOutput):
-    """What `ReformerModel` returns.
-
-    last_hidden_state: (B, L, 2 * hidden), both streams side by side after the layer norm.
-    past_buckets_states: the cache, or None; `past_key_values` and `cache` are the same.
-    hidden_states, attentions: on request; see `ReformerModel.forward`.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    past_buckets_states: object | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class ReformerCausalLMOutput(_CacheOfManyNames, ModelOutput):
-    """What `ReformerModelWithLMHead` returns: loss (), logits (B, L, V), and as `ReformerModelOutput`."""
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_buckets_states: object | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class ReformerPreTrainedModel(PreTrainedModel):
@@ -213,7 +163,7 @@ class ReformerModel(ReformerPreTrainedModel):
             ValueError: for inputs of a wrong shape or range.
         """
         check_keywords(self, kwargs)
-        past = past_buckets_states if past_key_values is None else past_key_values
+        past = take_cache({"past_buckets_states": past_buckets_states, "past_key_values": past_key_values})
         hidden_states, context = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, past, use_cache, output_attentions
         )
@@ -455,7 +405,7 @@ class ReformerModelWithLMHead(ReformerLanguageModel, ReformerGenerationMixin):
             check_sequence(False, False, logits_to_keep)
         shift_labels = kwargs.get("shift_labels")
         no_loss = labels is None and shift_labels is None
-        past = past_buckets_states if past_key_values is None else past_key_values
+        past = take_cache({"past_buckets_states": past_buckets_states, "past_key_values": past_key_values})
         use_cache = False if use_cache is None and not no_loss else use_cache
         labels = self._checked_labels("labels", labels, input_ids, inputs_embeds)
         shift_labels = self._checked_labels("shift_labels", shift_labels, input_ids, inputs_embeds)

@@ -20,7 +20,7 @@ class ReformerQuestionAnsweringPipeline(ChunkPipeline):
     "end"}: the characters `start` to `end` of the text. A text longer than the model is read in windows that overlap.
 
     Args of a call:
-        question, context: a question and a text, or lists of them; or one mapping or a list of mappings of both.
+        question, context: a question and a text, or lists of them; or one mapping of both, a list, generator or dataset of such.
         doc_stride: tokens that two windows share (default: an eighth of what there is room for beside the question).
         max_seq_len: tokens of question and window together (default: `config.maximum_length`).
         max_answer_len: tokens of an answer (default: any number).
@@ -61,6 +61,7 @@ class ReformerQuestionAnsweringPipeline(ChunkPipeline):
 
     def preprocess(self, row, doc_stride=None, max_seq_len=None):
         """Each window: the question, a token between, a part of the text."""
+        check_row(row)
         question, context = (
             self.tokenizer(row[name], add_special_tokens=False, split_special_tokens=True, verbose=False, **more)
             for name, more in (("question", {}), ("context", {"return_offsets_mapping": True}))
@@ -131,22 +132,24 @@ def characters(offsets):
 
 
 def rows_of(inputs, question, context):
-    """A mapping of a question and a text, or a list of such, whichever way they were given."""
+    """Mappings of a question and a text, whichever way they were given: one, a list, or what transformers' pipelines read."""
     if (inputs is None) == (question is None and context is None):
         raise ValueError("`question` and `context` must be given, or a mapping of both, and not both ways.")
-    if inputs is None:
-        several = [isinstance(value, (list, tuple)) for value in (question, context)]
-        if any(several) and not (all(several) and len(question) == len(context)):
-            raise ValueError("`question` and `context` must be a text each, or lists of as many.")
-        pairs = zip(question, context, strict=True) if any(several) else [(question, context)]
-        inputs = [{"question": asked, "context": text} for asked, text in pairs]
-        inputs = inputs if any(several) else inputs[0]
-    for row in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
-        for name in ("question", "context"):
-            value = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"`{name}` is {value!r}, but must be a text.")
-    return list(inputs) if isinstance(inputs, tuple) else inputs
+    if inputs is not None:
+        return list(inputs) if isinstance(inputs, tuple) else inputs
+    several = [isinstance(value, (list, tuple)) for value in (question, context)]
+    if not any(several):
+        return {"question": question, "context": context}
+    if not (all(several) and len(question) == len(context)):
+        raise ValueError("`question` and `context` must be a text each, or lists of as many.")
+    return [{"question": asked, "context": text} for asked, text in zip(question, context, strict=True)]
+
+
+def check_row(row):
+    for name in ("question", "context"):
+        value = row.get(name) if isinstance(row, dict) else None
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"`{name}` is {value!r}, but must be a text.")
 
 
 def separator_of(tokenizer) -> int:
